@@ -1,0 +1,59 @@
+"""vaezoo: a model zoo of variational autoencoders.
+
+    import vaezoo
+
+    model = vaezoo.create("beta_vae", beta=4)
+    run = vaezoo.train(model, "fashion_mnist", epochs=20)
+    report = vaezoo.evaluate(model, "fashion_mnist")
+    images = model.sample(64)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing.
+_NAMES = {
+    "create": "vaezoo.registry",
+    "describe": "vaezoo.registry",
+    "list_models": "vaezoo.registry",
+    "register": "vaezoo.registry",
+    "VaezooError": "vaezoo.errors",
+    "Autoencoder": "vaezoo.autoencoder",
+    "AutoencoderConfig": "vaezoo.autoencoder",
+    "Loss": "vaezoo.objective",
+    "Progress": "vaezoo.objective",
+    "train": "vaezoo.trainer",
+    "fit_prior": "vaezoo.trainer",
+    "load": "vaezoo.checkpoint",
+    "save": "vaezoo.checkpoint",
+    "load_data": "vaezoo.data",
+    "evaluate": "vaezoo.evaluation",
+    "compare": "vaezoo.compare",
+}
+
+__all__ = sorted(_NAMES)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from vaezoo.autoencoder import Autoencoder, AutoencoderConfig
+    from vaezoo.checkpoint import load, save
+    from vaezoo.compare import compare
+    from vaezoo.data import load_data
+    from vaezoo.errors import VaezooError
+    from vaezoo.evaluation import evaluate
+    from vaezoo.objective import Loss, Progress
+    from vaezoo.registry import create, describe, list_models, register
+    from vaezoo.trainer import fit_prior, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'vaezoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,289 @@
+"""The contract: a model of the zoo is a joint distribution.
+
+    encode(x) -> q(z|x)      decode(z) -> p(x|z)      prior = p(z)
+
+Everything else - reconstruct, sample, represent, interpolate, traverse, log_prob - follows from these
+three and is written here, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vaezoo.config import BaseConfig
+from vaezoo.distributions import Delta, DiagonalGaussian, Joint, Latent, Posterior, Quantized
+from vaezoo.errors import NotFittedError, VaezooError, unknown
+from vaezoo.objective import Loss, Progress
+from vaezoo.priors.base import LatentShape, Prior
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Delta",
+    "DiagonalGaussian",
+    "Joint",
+    "Latent",
+    "LatentShape",
+    "Loss",
+    "Posterior",
+    "Prior",
+    "Progress",
+    "Quantized",
+    "map_latent",
+]
+
+A = TypeVar("A", bound="Autoencoder")
+
+
+class AutoencoderConfig(BaseConfig):
+    """What every model has."""
+
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (1, 28, 28), description="channels, height and width of an image"
+    )
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """No gradients and `eval()` inside; the mode is put back after."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def inference(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method in `evaluation_mode`."""
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with evaluation_mode(self):
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+def map_latent(function: Callable[..., Tensor], *latents: Latent) -> Latent:
+    """Apply a function of tensors to latents, level by level where they are tuples."""
+    if isinstance(latents[0], tuple):
+        return tuple(function(*levels) for levels in zip(*latents, strict=True))
+    return function(*latents)
+
+
+class Autoencoder(nn.Module):
+    """Base of every model. A subclass gives `encode`, `decode`, `losses` and, if it has one, a `prior`.
+
+    Images x are [B, C, H, W] in [0, 1]. A latent z is a tensor [B, ...], or a tuple of tensors, coarsest
+    first, for hierarchies. All losses are in nats per image: summed over pixels and latents, averaged over
+    the batch.
+
+    Attributes:
+        config: the frozen config; with the registered name it is the header of a checkpoint.
+        prior: p(z), or None until one is fitted (`vaezoo.fit_prior`).
+        paper: where the model comes from.
+        default_prior: the prior that `fit_prior` fits when none is named; None where the model has its
+            prior from the start.
+    """
+
+    Config: ClassVar[type[AutoencoderConfig]] = AutoencoderConfig
+    paper: ClassVar[str] = ""
+    default_prior: ClassVar[str | None] = None
+
+    prior: Prior | None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.prior = None
+
+    @classmethod
+    def from_options(cls: type[A], options: Mapping[str, Any], where: str | None = None) -> A:
+        """Make a model from config fields and the module arguments of `__init__` in one mapping."""
+        where = where or cls.__name__
+        arguments = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "config")]
+        for name in options:
+            if name not in cls.Config.model_fields and name not in arguments:
+                raise VaezooError(unknown(f"option of {where}", name, [*cls.Config.model_fields, *arguments]))
+        modules = {name: value for name, value in options.items() if name in arguments}
+        config = cls.Config.parse({k: v for k, v in options.items() if k not in modules}, where)
+        return cls(config, **modules)
+
+    # --- What a model must say -----------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z|x) of images [B, C, H, W] in [0, 1]."""
+        raise NotImplementedError
+
+    def decode(self, z: Latent) -> Distribution:
+        """p(x|z); its `log_prob(x)` is [B], in nats per image."""
+        raise NotImplementedError
+
+    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+        """What each parameter group minimises on this batch. A group that is missing is not updated."""
+        raise NotImplementedError
+
+    @property
+    def latent(self) -> LatentShape:
+        """The space that a prior of this model is over."""
+        raise NotImplementedError
+
+    # --- What a model may change ---------------------------------------------------------------------
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Disjoint and complete groups of the model's own parameters; a fitted prior's are not among them."""
+        fitted = set(self.prior.parameters()) if self.prior is not None and self.default_prior else set()
+        return {"model": [p for p in self.parameters() if p not in fitted]}
+
+    def initialize(self, x: Tensor) -> None:
+        """Data-dependent initialisation, called once with images [N, C, H, W] before the first step."""
+
+    def latents(self, x: Tensor) -> Latent:
+        """What a prior is fitted to, and what `decode` takes: a draw z ~ q(z|x), or the codes."""
+        return self.encode(x).draw()
+
+    # --- What follows --------------------------------------------------------------------------------
+
+    def distortion(self, x: Tensor, z: Latent) -> Tensor:
+        """-log p(x|z), [B] nats."""
+        return -self.decode(z).log_prob(x)
+
+    def rate(self, q: Posterior, z: Latent) -> Tensor:
+        """KL(q(z|x) || p(z)), [B] nats: closed form where there is one, else its estimate at z ~ q."""
+        return self.require_prior().kl(q, z)
+
+    @inference
+    def represent(self, x: Tensor) -> Latent:
+        """The mean of q(z|x): [B, D], or [B, D, h, w] code vectors, or a tuple of those; it can be decoded."""
+        return self.encode(x).mean
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of p(x|z) at z = `represent(x)`, [B, C, H, W]."""
+        return self.decode(self.encode(x).mean).mean
+
+    @inference
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images [n, C, H, W]: means of p(x|z) at z drawn from the model's own prior.
+
+        Raises:
+            NotFittedError: the model has no prior yet.
+        """
+        z = self.require_prior().sample(n, generator)
+        levels = z if isinstance(z, tuple) else (z,)
+        chunks = zip(*(level.split(256) for level in levels))
+        return torch.cat([self.decode(c if isinstance(z, tuple) else c[0]).mean for c in chunks])
+
+    @inference
+    def interpolate(self, a: Tensor, b: Tensor, steps: int = 8, spherical: bool = False) -> Tensor:
+        """Images on the way from a to b [B, C, H, W], ends included: [B, steps, C, H, W].
+
+        Args:
+            a: the images at the start, [B, C, H, W].
+            b: the images at the end, [B, C, H, W].
+            steps: images on each way, at least 2.
+            spherical: along the great circle, with the norm interpolated, instead of the straight line
+                (slerp, Shoemake 1985), which keeps to the shell where a Gaussian prior has its mass.
+        """
+        if steps < 2:
+            raise VaezooError(f"interpolate: steps={steps} is not valid, a way has at least its 2 ends")
+        start, end = self.represent(a), self.represent(b)
+        blend = _slerp if spherical else torch.lerp
+        images = [
+            self.decode(map_latent(lambda s, e, t=t: blend(s, e, t), start, end)).mean
+            for t in torch.linspace(0, 1, steps).tolist()
+        ]
+        return torch.stack(images, 1)
+
+    @inference
+    def traverse(
+        self, x: Tensor, dims: list[int] | None = None, span: float | Tensor = 3.0, steps: int = 9
+    ) -> Tensor:
+        """Images as one latent dimension moves and the others stay: [B, len(dims), steps, C, H, W].
+
+        z_d runs over represent(x)_d + [-span, span], so the middle image is the reconstruction. For code
+        grids d is a channel of the coarsest level, moved at every position.
+
+        Args:
+            x: images, [B, C, H, W].
+            dims: latent dimensions; all of them by default.
+            span: half width of the range, one number or one for each entry of `dims`; with an N(0, I)
+                prior, 3 covers it.
+            steps: images along each dimension.
+        """
+        z = self.represent(x)
+        coarsest = z[0] if isinstance(z, tuple) else z
+        size = coarsest.shape[1]
+        dims = list(range(size)) if dims is None else dims
+        for d in dims:
+            if not 0 <= d < size:
+                raise VaezooError(f"traverse: the latent has dimensions 0 to {size - 1}, not {d}")
+        spans = torch.as_tensor(span, dtype=coarsest.dtype).expand(len(dims)).tolist()
+        rows = []
+        for d, half in zip(dims, spans):
+            direction = torch.zeros_like(coarsest)
+            direction[:, d] = 1
+            moved = [coarsest + t * direction for t in torch.linspace(-half, half, steps).tolist()]
+            latents = [(m, *z[1:]) if isinstance(z, tuple) else m for m in moved]
+            rows.append(torch.stack([self.decode(latent).mean for latent in latents], 1))
+        return torch.stack(rows, 1)
+
+    @inference
+    def log_prob(self, x: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Importance-weighted lower bound on log p(x), [B] nats (Burda et al. 2016, eq. 8):
+
+        log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), k = `samples`. It rises to log p(x) with k.
+        For a q over codes, whose mass is on one point, it is log p(x|z) + log p(z) at once.
+        """
+        prior = self.require_prior()
+        q = self.encode(x)
+        if q.deterministic:
+            z = q.draw()
+            return -self.distortion(x, z) - prior.kl(q, z)
+        total = x.new_full((len(x),), -math.inf)
+        chunk = max(1, 4096 // len(x))  # bounds the memory: about 4096 images are decoded at a time
+        for start in range(0, samples, chunk):
+            k = min(chunk, samples - start)
+            z = q.sample((k,), generator)
+            log_prior = prior.log_prob(z.flatten(0, 1)).view(k, -1)
+            images = x.expand(k, *x.shape).flatten(0, 1)
+            log_likelihood = -self.distortion(images, z.flatten(0, 1)).view(k, -1)
+            log_weights = log_likelihood + log_prior - q.log_prob(z)
+            total = torch.logaddexp(total, log_weights.logsumexp(0))
+        return total - math.log(samples)
+
+    def require_prior(self) -> Prior:
+        """The prior, or an error that says how to fit one."""
+        if self.prior is None:
+            raise NotFittedError(
+                f"{type(self).__name__} has no prior yet, so it cannot sample or score images: fit one with "
+                f"vaezoo.fit_prior(model, data) (default: {self.default_prior}), or `vaezoo fit-prior RUN`"
+            )
+        return self.prior
+
+
+def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Along the great circle between the directions of a and b [B, ...], the norm interpolated linearly."""
+    a_flat, b_flat = a.flatten(1), b.flatten(1)
+    norm_a, norm_b = a_flat.norm(dim=1, keepdim=True), b_flat.norm(dim=1, keepdim=True)
+    unit_a, unit_b = a_flat / norm_a.clamp_min(1e-12), b_flat / norm_b.clamp_min(1e-12)
+    cosine = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle)
+    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / sine.clamp_min(1e-6)
+    # Parallel directions have no great circle between them, nor opposite ones a unique one: go straight.
+    straight = torch.lerp(a_flat, b_flat, t)
+    curved = direction * torch.lerp(norm_a, norm_b, t)
+    return torch.where(sine < 1e-4, straight, curved).view_as(a)

@@ -1,0 +1,67 @@
+"""Configs: frozen, typed, described, JSON-able. What JSON cannot hold is not config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vaezoo.errors import VaezooError, unknown
+
+C = TypeVar("C", bound="BaseConfig")
+
+
+class BaseConfig(BaseModel):
+    """Base of every config. Fields are declared with `pydantic.Field(default, description=..., ge=...)`.
+
+    Instances are immutable; unknown names, wrong types, NaN and values out of range are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def parse(cls: type[C], options: Mapping[str, Any], where: str) -> C:
+        """Validate `options`; on a mistake raise one sentence that names the option and what is possible."""
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            raise VaezooError("; ".join(_sentence(cls, e, where) for e in error.errors())) from None
+
+
+def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
+    location = error["loc"]
+    name = str(location[0]) if location else ""
+    if error["type"] == "extra_forbidden":
+        return unknown(f"option of {where}", name, cls.model_fields)
+    message = error["msg"].removeprefix("Value error, ")
+    if not name:
+        return f"{where}: {message}"
+    path = name + "".join(f"[{part}]" for part in location[1:])
+    help_text = cls.model_fields[name].description if name in cls.model_fields else None
+    meaning = f" ({name}: {help_text})" if help_text else ""
+    return f"{where}: {path}={error['input']!r} is not valid: {message}{meaning}"
+
+
+def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
+    """Name, type, default, limits and meaning of every field, in order of declaration."""
+    rows = []
+    for name, field in cls.model_fields.items():
+        annotation = field.annotation
+        type_name = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+        limits = ", ".join(
+            f"{sign} {getattr(rule, attribute)}"
+            for rule in field.metadata
+            for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+            if getattr(rule, attribute, None) is not None
+        )
+        rows.append(
+            {
+                "name": name,
+                "type": type_name.replace("typing.", ""),
+                "default": repr(field.get_default(call_default_factory=True)),
+                "limits": limits,
+                "meaning": field.description or "",
+            }
+        )
+    return rows

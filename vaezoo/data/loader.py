@@ -1,0 +1,102 @@
+"""Batches of an epoch in an order that depends on the seed and the epoch alone, so that a run resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vaezoo.data.splits import Split, derived_generator
+from vaezoo.errors import DataError
+
+
+class Batched(Protocol):
+    """What a `Loader` needs: a `Split`, or anything that gives batches by index, such as codes.
+
+    If `resident` is False it also has `load(index: int) -> uint8 tensor`, which runs in the workers.
+    """
+
+    @property
+    def resident(self) -> bool: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def batch(self, indices: Tensor, /) -> Tensor: ...
+
+
+class Loader:
+    """Batches of a split, epoch by epoch.
+
+    Args:
+        split: where the batches come from.
+        batch_size: images per batch.
+        seed: with the number of the epoch it determines the order.
+        shuffle: draw a new permutation for every epoch; False: in order.
+        drop_last: leave out the last batch if it is smaller than the others.
+        workers: processes that read and decode, for a split that is not resident.
+
+    Raises:
+        DataError: no full batch in the split, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        split: Batched,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}, but a batch needs at least 1 image")
+        if len(split) == 0 or (drop_last and batch_size > len(split)):
+            raise DataError(f"batch_size={batch_size} is more than the {len(split)} images of the split")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.shuffle, self.workers = shuffle, workers
+        full, rest = divmod(len(split), batch_size)
+        self.steps_per_epoch = full + (rest > 0 and not drop_last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Batches `start`, `start + 1`, ... of an epoch; those before are neither read nor rendered."""
+        if self.shuffle:
+            order = torch.randperm(len(self.split), generator=derived_generator(self.seed, "epoch", epoch))
+        else:
+            order = torch.arange(len(self.split))
+        order = order[start * self.batch_size : self.steps_per_epoch * self.batch_size]
+        if not self.split.resident:
+            yield from self._stream(order, epoch)
+            return
+        for indices in order.to(self.split.device).split(self.batch_size) if len(order) else ():
+            yield self.split.batch(indices)
+
+    def _stream(self, order: Tensor, epoch: int) -> Iterator[Tensor]:
+        device = self.split.device
+        on_cuda = device.type == "cuda"
+        images: DataLoader[Tensor] = DataLoader(
+            _Images(self.split),
+            batch_size=self.batch_size,
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            pin_memory=on_cuda,
+            # DataLoader draws a seed for its workers: from here, so that the training noise stays what it was.
+            generator=derived_generator(self.seed, "workers", epoch),
+        )
+        for batch in images:
+            yield batch.to(device, non_blocking=on_cuda).float().div_(255)
+
+
+class _Images(Dataset[Tensor]):
+    """Single images of a split that is not resident, as `DataLoader` wants them."""
+
+    def __init__(self, split: Batched) -> None:
+        # Workers may get this object as a pickle, where tensors on a device have no place.
+        self.split = split.to("cpu") if isinstance(split, Split) else split
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.split.load(index)  # type: ignore[union-attr, attr-defined]
+        return image

@@ -1,0 +1,34 @@
+"""The one exception a user sees, and the sentence that names the closest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VaezooError(ValueError):
+    """A user's mistake, said in one sentence: what was wrong, where, and what is possible."""
+
+
+class NotFittedError(VaezooError):
+    """The model has no prior yet, so there is nothing to sample from."""
+
+
+class CheckpointError(VaezooError):
+    """A checkpoint that cannot be trusted: damaged, foreign, or of another schema."""
+
+
+class DataError(VaezooError):
+    """Data that is missing, damaged or of the wrong shape."""
+
+
+class TrainingError(VaezooError):
+    """A run that cannot go on: a loss that is not finite, a batch that does not fit."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """`unknown model 'beta_va'; did you mean 'beta_vae'? Available: ae, beta_vae, ...`"""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    guess = f"; did you mean '{close[0]}'?" if close else "."
+    return f"unknown {kind} '{name}'{guess} Available: {', '.join(known) or 'none'}"

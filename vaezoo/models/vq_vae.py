@@ -1,0 +1,131 @@
+"""VQ-VAE."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vaezoo.autoencoder import Autoencoder, AutoencoderConfig, Latent, LatentShape, Loss, Posterior, Progress
+from vaezoo.errors import VaezooError
+from vaezoo.likelihoods import LIKELIHOODS
+from vaezoo.networks.grid import grid_decoder, grid_encoder
+from vaezoo.networks.quantizer import Codebook, perplexity
+
+
+class VQVAE(Autoencoder):
+    """Vector-quantised VAE: a grid of codes from a learned codebook instead of a Gaussian vector.
+
+    -log p(x|z_q) + |sg[z_e] - e|^2 + commitment * |z_e - sg[e]|^2        (eq. 3 of the paper)
+
+    with straight-through gradients from z_q to z_e. All three terms are summed over an image. The codebook
+    term is a loss with `ema=False`; by default moving averages take its place (appendix A.1). The codes' prior
+    is learned in a second stage: `vaezoo.fit_prior`.
+    """
+
+    paper = "van den Oord, Vinyals & Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937"
+    default_prior = "transformer"
+
+    class Config(AutoencoderConfig):
+        codes: int = Field(512, ge=2, description="K, number of vectors in a codebook")
+        code_dim: int = Field(64, ge=1, description="D, dimensions of a codebook vector")
+        downsample: int = Field(4, ge=2, description="image size over grid size, a power of 2")
+        commitment: float = Field(0.25, ge=0, description="weight of the commitment term")
+        ema: bool = Field(True, description="learn the codebook by moving averages; False: by gradient")
+        decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving averages")
+        revive: float = Field(
+            0.01, ge=0, lt=1, description="a code used less than this fraction of even usage is revived; 0: never"
+        )
+        channels: int = Field(128, ge=2, description="channels of the convolutions")
+        residual_channels: int = Field(32, ge=1, description="channels inside the residual blocks")
+        residual_blocks: int = Field(2, ge=0, description="residual blocks on either side")
+        likelihood: str = Field("gaussian", description="name of p(x|z): gaussian, bernoulli, ...")
+        likelihood_scale: float = Field(
+            0.25, gt=0, description="scale of a Gaussian or Laplace p(x|z), or where a learned one starts"
+        )
+
+    config: Config
+    codebooks: nn.ModuleList
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.likelihood = LIKELIHOODS.get(config.likelihood)(config.likelihood_scale)
+        self.grids = self.check_grids()
+        self.codebooks = nn.ModuleList(
+            Codebook(config.codes, config.code_dim, config.ema, config.decay, config.revive) for _ in self.grids
+        )
+        self.build()
+
+    def check_grids(self) -> tuple[tuple[int, int], ...]:
+        """The shape of each level's grid, coarsest first."""
+        return (self.grid(self.config.downsample),)
+
+    def grid(self, factor: int) -> tuple[int, int]:
+        """The grid at `factor` pixels per position; refuses images that it does not divide."""
+        _, height, width = self.config.image_shape
+        if factor & (factor - 1):
+            raise VaezooError(f"downsample={self.config.downsample} is not valid: it must be a power of 2")
+        if height % factor or width % factor:
+            raise VaezooError(
+                f"{type(self).__name__} divides the image by {factor}, so height and width must be multiples of "
+                f"{factor}, not {height}x{width}; choose another downsample or image size"
+            )
+        return height // factor, width // factor
+
+    def build(self) -> None:
+        """Make the networks."""
+        c = self.config
+        outputs = c.image_shape[0] * self.likelihood.parameters_per_channel
+        self.encoder = nn.Sequential(
+            grid_encoder(c.image_shape[0], c.channels, c.residual_channels, c.residual_blocks, c.downsample),
+            nn.Conv2d(c.channels, c.code_dim, 1),
+        )
+        self.decoder = grid_decoder(
+            c.code_dim, c.channels, outputs, c.residual_channels, c.residual_blocks, c.downsample
+        )
+
+    @property
+    def latent(self) -> LatentShape:
+        return LatentShape(self.grids, self.config.codes)
+
+    def encode(self, x: Tensor) -> Posterior:
+        return self.codebooks[0](self.encoder(x))
+
+    def decode(self, z: Latent) -> Distribution:
+        """p(x|z). z: code vectors [B, D, h, w], or integer codes [B, h, w]."""
+        return self.likelihood(self.decoder(self.vectors(z, 0)))
+
+    def vectors(self, z: Latent, level: int) -> Tensor:
+        """The code vectors of one level of a latent that holds vectors or codes."""
+        z = z[level] if isinstance(z, tuple) else z
+        return z if z.is_floating_point() else self.codebooks[level].lookup(z)
+
+    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+        q = self.encode(x)
+        distortion = self.distortion(x, q.rsample()).mean()
+        commitment = torch.stack([_squares(f.encoded, f.vectors.detach()) for f in q.factors]).sum()
+        total = distortion + self.config.commitment * commitment
+        terms = {"distortion": distortion, "commitment": commitment}
+        if not self.config.ema:
+            codebook = torch.stack([_squares(f.encoded.detach(), f.vectors) for f in q.factors]).sum()
+            total = total + codebook
+            terms["codebook"] = codebook
+        for level, (book, factor) in enumerate(zip(self.codebooks, q.factors)):
+            suffix = f"_{level}" if len(self.codebooks) > 1 else ""
+            terms[f"perplexity{suffix}"] = perplexity(factor.codes, self.config.codes)
+            terms[f"usage{suffix}"] = (book.usage > self.config.revive).float().mean()
+            if self.training:
+                book.update(factor)
+        return {"model": Loss(total, terms)}
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """K-means start of the codebooks on the encoder's first outputs, coarsest level first."""
+        for level, book in enumerate(self.codebooks):
+            book.initialize(self.encode(x).factors[level].encoded)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance of two grids of vectors [B, D, h, w], summed over an image, averaged over the batch."""
+    return (a - b).square().flatten(1).sum(1).mean()

@@ -1,0 +1,115 @@
+"""Vector quantisation: a codebook, its nearest-neighbour search and its updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vaezoo.distributions import Quantized
+
+BLOCK = 8192  # vectors whose distances to the codebook are held at a time
+
+
+class Codebook(nn.Module):
+    """K vectors of D dimensions; `forward` replaces each vector of a grid by its nearest (van den Oord et
+    al. 2017, eq. 1).
+
+    With `ema`, the codebook is a buffer that `update` moves to the running mean of the vectors assigned to
+    each code (appendix A.1); otherwise it is a parameter that the codebook loss moves.
+
+    Args:
+        codes: K.
+        dim: D.
+        ema: learn by moving averages instead of by gradient.
+        decay: of the moving averages.
+        revive: a code whose running usage falls below this fraction of the mean usage is moved onto a
+            random vector of the batch; 0 never does.
+    """
+
+    vectors: Tensor
+    usage: Tensor
+
+    def __init__(self, codes: int, dim: int, ema: bool = True, decay: float = 0.99, revive: float = 0.01) -> None:
+        super().__init__()
+        self.decay = decay
+        self.revive = revive
+        self.ema = ema
+        start = torch.randn(codes, dim) / dim**0.5
+        if ema:
+            self.register_buffer("vectors", start)
+        else:
+            self.vectors = nn.Parameter(start)
+        # Running share of the vectors that each code gets, in units of 1 / K, so that it is 1 at even usage
+        # whatever the batch size.
+        self.register_buffer("usage", torch.ones(codes))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z [B, D, *grid] -> Quantized with codes [B, *grid]."""
+        codes = self.nearest(z)
+        return Quantized(z, codes, self.lookup(codes))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes [B, *grid] -> vectors [B, D, *grid]."""
+        return nn.functional.embedding(codes.long(), self.vectors).movedim(-1, 1)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Index of the nearest codebook vector of each vector of z [B, D, *grid]: [B, *grid]."""
+        grid = z.movedim(1, -1)
+        flat = grid.reshape(-1, grid.shape[-1]).to(self.vectors.dtype)
+        with torch.autocast(flat.device.type, enabled=False):
+            # argmin |z - e|^2 = argmin |e|^2 / 2 - z.e, one matrix product and no N x K x D tensor.
+            half_norms = 0.5 * self.vectors.square().sum(1)
+            codes = [torch.addmm(half_norms, block, self.vectors.T, alpha=-1).argmin(1) for block in flat.split(BLOCK)]
+        return torch.cat(codes).view(grid.shape[:-1])
+
+    @torch.no_grad()
+    def update(self, q: Quantized) -> None:
+        """Move the codebook towards the vectors that were assigned to it, and revive dead codes.
+
+        The moving averages of counts N and sums m (van den Oord et al. 2017, eq. 6 to 8) are kept in the form
+
+            N_k <- decay N_k + (1 - decay) n_k,    e_k <- e_k + (1 - decay) (s_k - n_k e_k) / N_k,
+
+        n_k vectors of sum s_k, which equals e = m / N at every step but needs no m, and leaves a code without vectors (n_k = 0)
+        where it is, to the bit.
+        """
+        z = q.encoded.detach().movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
+        n, sums = self._assign(z, q.codes.flatten())
+        even = len(z) / len(n)
+        self.usage.lerp_(n / even, 1 - self.decay)
+        if self.ema:
+            running = even * self.usage.clamp_min(torch.finfo(n.dtype).tiny)
+            self.vectors.addcdiv_(
+                sums - n.unsqueeze(1) * self.vectors, running.unsqueeze(1), value=1 - self.decay
+            )
+        if self.revive:
+            dead = self.usage < self.revive
+            candidates = z[torch.randint(len(z), n.shape, device=z.device)]
+            self.vectors.copy_(torch.where(dead.unsqueeze(1), candidates, self.vectors))
+            self.usage.masked_fill_(dead, 1.0)
+
+    @torch.no_grad()
+    def initialize(self, z: Tensor, iterations: int = 10) -> None:
+        """Start from k-means on z [N, D, *grid], from randomly chosen vectors."""
+        flat = z.movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
+        order = torch.randperm(len(flat), device=flat.device)
+        self.vectors.copy_(flat[order.repeat(-(-len(self.usage) // len(flat)))[: len(self.usage)]])
+        for _ in range(iterations):
+            n, sums = self._assign(flat, self.nearest(z).flatten())
+            means = sums / n.clamp_min(1).unsqueeze(1)
+            self.vectors.copy_(torch.where((n > 0).unsqueeze(1), means, self.vectors))
+
+    def _assign(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """How many vectors each code gets, [K], and their sums, [K, D]."""
+        n = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(z[:, 0]))
+        return n, torch.zeros_like(z[:1]).repeat(len(n), 1).index_add_(0, codes, z)
+
+
+def perplexity(codes: Tensor, size: int) -> Tensor:
+    """exp(entropy of the codes' usage): `size` when all are used alike, 1 when one is. Scalar."""
+    counts = torch.zeros(size, device=codes.device).index_add_(
+        0, codes.flatten().long(), torch.ones(codes.numel(), device=codes.device)
+    )
+    p = counts / counts.sum()
+    return torch.exp(-torch.xlogy(p, p).sum())

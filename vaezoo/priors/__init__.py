@@ -1,0 +1,15 @@
+"""p(z): what a model samples from."""
+
+from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.registry import Registry
+
+PRIORS: Registry[type[Prior]] = Registry(
+    "prior",
+    {
+        "standard_normal": "vaezoo.priors.standard_normal:StandardNormal",
+        "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
+        "transformer": "vaezoo.priors.transformer:TransformerPrior",
+    },
+)
+
+__all__ = ["PRIORS", "LatentShape", "Prior"]

@@ -1,0 +1,69 @@
+"""The contract of a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vaezoo.config import BaseConfig
+from vaezoo.distributions import Latent, Posterior
+from vaezoo.errors import VaezooError
+from vaezoo.objective import Loss, Progress
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """The space that a prior is a distribution over.
+
+    Attributes:
+        shapes: one shape per level without the batch, coarsest first: ((20,),) or ((7, 7), (14, 14)).
+        codes: number of codes that each position chooses from; None for real vectors.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    codes: int | None = None
+
+    def __str__(self) -> str:
+        grids = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
+        return f"{grids} grid of {self.codes} codes" if self.codes else f"{grids} real numbers"
+
+
+class Prior(nn.Module):
+    """p(z). A prior without parameters is fitted in closed form by `fit`; one with parameters is trained on
+    the latents of the data by the same trainer as the models, through `losses` and `parameter_groups`."""
+
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
+    paper: ClassVar[str] = ""
+
+    def __init__(self, config: Any, latent: LatentShape) -> None:
+        super().__init__()
+        self.config = config
+        self.latent = latent
+
+    def log_prob(self, z: Latent) -> Tensor:
+        """log p(z), [B] nats. z as `sample` returns it."""
+        raise NotImplementedError
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
+        """n draws, [n, ...] on the prior's device; a tuple, coarsest first, where there are several levels."""
+        raise NotImplementedError
+
+    def fit(self, z: Tensor) -> None:
+        """Estimate the prior from all latents of the data, where no gradient is needed."""
+        raise VaezooError(f"{type(self).__name__} has nothing to fit")
+
+    def kl(self, q: Posterior, z: Latent) -> Tensor:
+        """KL(q || p) of each image, [B] nats: the one-sample estimate log q(z) - log p(z) at z ~ q, exact for
+        a q over codes that has all its mass at z. Subclasses use a closed form where there is one."""
+        return q.log_prob(z) - self.log_prob(z)
+
+    def losses(self, z: Latent, progress: Progress) -> dict[str, Loss]:
+        """Negative log-likelihood of the latents, nats per image."""
+        nll = -self.log_prob(z).mean()
+        return {"prior": Loss(nll, {"prior_nll": nll})}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"prior": list(self.parameters())}

@@ -1,0 +1,173 @@
+"""Names for things: a table from name to class, imported only when the thing is made.
+
+Importing this module imports neither torch nor any model, so `vaezoo list` and `--help` are instant.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from vaezoo.errors import VaezooError, unknown
+
+if TYPE_CHECKING:
+    from vaezoo.autoencoder import Autoencoder
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table from name to class (or to "module:attribute", imported on first use).
+
+    Args:
+        kind: what the names stand for, in error messages ("model", "network", ...).
+        builtin: the names that ship with vaezoo.
+        group: entry-point group through which installed packages add names.
+    """
+
+    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
+        self.kind = kind
+        self.group = group
+        self._table: dict[str, str | T] = dict(builtin)
+        self._plugins: dict[str, list[EntryPoint]] | None = None
+
+    def register(self, name: str, target: T | str) -> None:
+        """Add a name. A name that is taken by something else is refused."""
+        if not name.isidentifier():
+            raise VaezooError(f"{self.kind} name {name!r} is not an identifier (letters, digits, underscores)")
+        if name in self._entry_points() or self._table.get(name, target) is not target:
+            raise VaezooError(f"{self.kind} '{name}' is already registered; choose another name")
+        self._table[name] = target
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """All names that match a shell-style pattern, sorted."""
+        return sorted(fnmatch.filter({*self._table, *self._entry_points()}, pattern))
+
+    def get(self, name: str) -> T:
+        """The class behind a name, imported if need be."""
+        plugins = self._entry_points().get(name, [])
+        if name not in self._table and not plugins:
+            raise VaezooError(unknown(self.kind, name, self.names()))
+        if len(plugins) + (name in self._table) > 1:
+            owners = [*(["vaezoo"] if name in self._table else []), *map(_origin, plugins)]
+            raise VaezooError(f"{self.kind} '{name}' is claimed by {' and '.join(owners)}; rename or uninstall one")
+        if plugins:
+            return self._load(name, plugins[0])
+        target = self._table[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = self._table[name] = getattr(importlib.import_module(module), attribute)
+        return cast(T, target)
+
+    def name_of(self, target: type) -> str:
+        """The name under which a class is registered."""
+        path = f"{target.__module__}:{target.__qualname__}"
+        for name, known in self._table.items():
+            if known is target or known == path:
+                return name
+        for name, plugins in self._entry_points().items():
+            if any(entry.value == path for entry in plugins):
+                return name
+        raise VaezooError(
+            f"{target.__qualname__} is not registered; call vaezoo.register('a_name', {target.__name__}) first"
+        )
+
+    def status(self) -> Iterator[tuple[str, str, str | None]]:
+        """(name, where it comes from, error or None) of every entry; all are imported to find out."""
+        for name in self.names():
+            origin = " and ".join(map(_origin, self._entry_points().get(name, []))) or "vaezoo"
+            try:
+                self.get(name)
+                yield name, origin, None
+            except VaezooError as error:
+                yield name, origin, str(error)
+
+    def _load(self, name: str, entry: EntryPoint) -> T:
+        try:
+            return cast(T, entry.load())
+        except Exception as error:  # a plug-in may fail in any way; the user must learn which one and how
+            raise VaezooError(
+                f"{self.kind} '{name}' comes from plug-in {_origin(entry)}, which does not import: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+        if self._plugins is None:
+            self._plugins = {}
+            for entry in entry_points(group=self.group) if self.group else ():
+                self._plugins.setdefault(entry.name, []).append(entry)
+        return self._plugins
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.dist.name if entry.dist else 'unknown package'} ({entry.value})"
+
+
+MODELS: Registry[type[Autoencoder]] = Registry(
+    "model",
+    {
+        "ae": "vaezoo.models.ae:AE",
+        "vae": "vaezoo.models.vae:VAE",
+        "beta_vae": "vaezoo.models.beta_vae:BetaVAE",
+        "conv_vae": "vaezoo.models.conv_vae:ConvVAE",
+        "vq_vae": "vaezoo.models.vq_vae:VQVAE",
+        "vq_vae2": "vaezoo.models.vq_vae2:VQVAE2",
+    },
+    group="vaezoo.models",
+)
+
+#: Training options per model and data set ("*": any), laid over the trainer's defaults.
+RECIPES: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def create(name: str, **options: Any) -> Autoencoder:
+    """Make a model by its registered name.
+
+    Args:
+        name: see `list_models()`.
+        **options: fields of the model's config (see `describe(name)`), and the modules that its class takes,
+            such as `encoder=` and `decoder=`.
+
+    Raises:
+        VaezooError: unknown name or option, a value out of range, a shape that the network cannot process.
+    """
+    return MODELS.get(name).from_options(options, where=name)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of all models, plug-ins included, that match a shell-style pattern: `list_models("*vq*")`."""
+    return MODELS.names(pattern)
+
+
+def register(name: str, model: type[Autoencoder], recipes: dict[str, dict[str, Any]] | None = None) -> None:
+    """Add a model class, with recipes per data set ("*": any). An installed package uses the entry-point
+    group `vaezoo.models` instead and needs no call."""
+    MODELS.register(name, model)
+    for data, options in (recipes or {}).items():
+        RECIPES[name, data] = options
+
+
+def recipe(model: str, data: str) -> dict[str, Any]:
+    """Training options that belong to this model on this data set."""
+    return {**RECIPES.get((model, "*"), {}), **RECIPES.get((model, data), {})}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a model is: paper, summary, prior, options (name, type, default, limits, meaning) and recipes."""
+    from vaezoo.config import describe_fields
+
+    model = MODELS.get(name)
+    summary, _, rest = (model.__doc__ or "").strip().partition("\n")
+    return {
+        "name": name,
+        "class": f"{model.__module__}.{model.__qualname__}",
+        "summary": summary,
+        "details": rest.strip(),
+        "paper": model.paper,
+        "prior": model.default_prior or "standard_normal",
+        "options": describe_fields(model.Config),
+        "recipes": {data: options for (owner, data), options in RECIPES.items() if owner == name},
+    }
