@@ -1,4 +1,4 @@
-"""Batches of an epoch in an order that depends on the seed and the epoch alone, so that a run resumes exactly."""
+"""Batches in an order that depends on the seed and the epoch alone, so that a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vaezoo.data.splits import Split, derived_generator
+from vaezoo.data.splits import Split
 from vaezoo.errors import DataError
+from vaezoo.random import derive, generator
 
 
 class Batched(Protocol):
@@ -64,7 +65,9 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Batches `start`, `start + 1`, ... of an epoch; those before are neither read nor rendered."""
         if self.shuffle:
-            order = torch.randperm(len(self.split), generator=derived_generator(self.seed, "epoch", epoch))
+            order = torch.randperm(
+                len(self.split), generator=generator(derive(self.seed, "epoch", epoch), "cpu")
+            )
         else:
             order = torch.arange(len(self.split))
         order = order[start * self.batch_size : self.steps_per_epoch * self.batch_size]
@@ -83,8 +86,8 @@ class Loader:
             sampler=order.tolist(),
             num_workers=self.workers,
             pin_memory=on_cuda,
-            # DataLoader draws a seed for its workers: from here, so that the training noise stays what it was.
-            generator=derived_generator(self.seed, "workers", epoch),
+            # DataLoader draws a seed for its workers: from here, so that training's own draws stay the same.
+            generator=generator(derive(self.seed, "workers", epoch), "cpu"),
         )
         for batch in images:
             yield batch.to(device, non_blocking=on_cuda).float().div_(255)
@@ -98,5 +101,5 @@ class _Images(Dataset[Tensor]):
         self.split = split.to("cpu") if isinstance(split, Split) else split
 
     def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.split.load(index)  # type: ignore[union-attr, attr-defined]
+        image: Tensor = self.split.load(index)  # type: ignore[attr-defined]
         return image

@@ -1,9 +1,8 @@
 """Sprites: the factors of dSprites, rendered on the device when a batch is asked for. No file, no download.
 
-Factors and values follow dSprites (Matthey et al. 2017, https://github.com/google-deepmind/dsprites-dataset):
-shape x scale x orientation x position. Two differences: the 40 orientations lie in [0, 2 pi), where dSprites has
-both ends, and shapes are drawn from their equations. As there, a square looks the same every quarter turn and an
-ellipse every half turn.
+Factors and their values follow dSprites (Matthey et al. 2017, github.com/google-deepmind/dsprites-dataset),
+except that the 40 orientations lie in [0, 2 pi), where dSprites has both ends and so one turn twice. As there, a
+square looks the same after a quarter of a turn and an ellipse after half of one.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vaezoo.data.splits import Factor, ImageData, Share, Split, derived_generator, held_out
+from vaezoo.data.splits import Factor, ImageData, Share, Split, held_out
 from vaezoo.errors import DataError
+from vaezoo.random import derive, generator
 
 SHAPES = ("square", "ellipse", "heart")
 FACTORS = (
@@ -29,13 +29,15 @@ FACTORS = (
 )
 HUE = Factor("hue", 8, "circular")
 
-# Geometry at scale 1, in units of the image's side. Every shape fits into a disc of RADIUS around its centre of
-# mass, and centres stay in 0.5 +- 15.5 STEP, so no sprite touches the border: 15.5 STEP + RADIUS < 0.5.
+# Geometry at scale 1, in units of the image's side. Every shape fits into a disc of RADIUS around its centre
+# of mass, and centres stay in 0.5 +- 15.5 STEP, so no sprite touches the border: 15.5 STEP + RADIUS < 0.5.
 STEP = 1 / 64  # distance of neighbouring positions
 SQUARE = 0.175  # half the side
 ELLIPSE = (0.246, 0.123)  # semi-axes
 HEART = 0.133  # half the side of the square in its middle; a half disc sits on each of two neighbouring sides
-HEART_CENTRE = (math.pi / 2 + 2 / 3) / (4 + math.pi)  # centre of mass from the square's centre, per axis, in half sides
+HEART_CENTRE = (math.pi / 2 + 2 / 3) / (
+    4 + math.pi
+)  # centre of mass from the square's centre, per axis, in half sides
 RADIUS = 0.2475
 SUBROWS = 4  # anti-aliasing: coverage is exact along a row, and averaged over this many lines across it
 
@@ -77,7 +79,7 @@ def sprites(
             f"sprites has {total} images: not enough for {test_size} test, {validation_size} validation and "
             f"{train_size} train images, each at least 1"
         )
-    combinations = torch.randperm(total, generator=derived_generator(seed, "sprites"))
+    combinations = torch.randperm(total, generator=generator(derive(seed, "sprites"), "cpu"))
     combinations = combinations[: test_size + validation_size + train_size]
     columns, stride = [], total
     for factor in factors:
@@ -85,7 +87,8 @@ def sprites(
         columns.append((combinations // stride % factor.size).byte())
     indices = torch.stack(columns, 1)
     test, held, train = (
-        SpritesSplit(part, size, antialias) for part in indices.split([test_size, validation_size, train_size])
+        SpritesSplit(part, size, antialias)
+        for part in indices.split([test_size, validation_size, train_size])
     )
     return ImageData("sprites", train, held, test, train.image_shape, factors, SHAPES, seed=seed)
 
@@ -119,7 +122,7 @@ class SpritesSplit(Split):
         return self.render(self._indices.index_select(0, indices.to(self.device)))
 
     def render(self, factors: Tensor) -> Tensor:
-        """Images of any factors, integer [B, F], in this split or not: float32 [B, C, H, W], on their device."""
+        """Images of any factors, integer [B, F], in this split or not: float32 [B, C, H, W]."""
         return render(factors, self.size, antialias=self.antialias)
 
     def view(self, indices: Tensor) -> SpritesSplit:
@@ -128,21 +131,26 @@ class SpritesSplit(Split):
     def to(self, device: torch.device | str) -> SpritesSplit:
         return SpritesSplit(self._indices.to(device), self.size, self.antialias)
 
-    def binarized(self, generator: torch.Generator | None) -> SpritesSplit:
+    def binarized(self, noise: torch.Generator | None) -> SpritesSplit:
         if self.antialias:
-            raise DataError("anti-aliased sprites cannot be binarised; sprites with antialias=False are binary")
+            raise DataError(
+                "anti-aliased sprites cannot be binarised; sprites with antialias=False are binary"
+            )
         return self  # Bernoulli(0) and Bernoulli(1) draw what is there
 
     def content(self, indices: Tensor) -> bytes:
-        return f"{self.size} {self.antialias}".encode() + self._indices[indices.to(self.device)].cpu().numpy().tobytes()
+        return (
+            f"{self.size} {self.antialias}".encode()
+            + self._indices[indices.to(self.device)].cpu().numpy().tobytes()
+        )
 
 
 def render(factors: Tensor, size: int, antialias: bool = False) -> Tensor:
     """Draw sprites.
 
-    x runs to the right, y down, orientation from x towards y. Every shape is the union of two convex ones, so a
-    row of pixels meets it in at most two intervals: their ends cost one number per row, and filling them a few
-    comparisons per pixel.
+    x runs to the right, y down, orientation from x towards y. Every shape is the union of two convex ones, so
+    a row of pixels meets it in at most two intervals: their ends are a few numbers per row, and filling them
+    is a few comparisons per pixel.
 
     Args:
         factors: value indices of shape, scale, orientation, x, y and perhaps hue; integer [B, 5] or [B, 6].
@@ -152,6 +160,22 @@ def render(factors: Tensor, size: int, antialias: bool = False) -> Tensor:
     Returns:
         float32 [B, 1, size, size], or [B, 3, size, size] with hue; values in [0, 1].
     """
+    images = torch.zeros(len(factors), size, size, device=factors.device)
+    # On a CPU a few images at a time, so that what lies between stays in the cache.
+    block = 64 if factors.device.type == "cpu" else max(1, len(factors))
+    for part, canvas in zip(factors.split(block), images.split(block)):
+        _draw(part, canvas, antialias)
+    images = images.unsqueeze(1)
+    return (
+        images * _rgb(factors[:, 5] / HUE.size)[:, :, None, None]
+        if factors.shape[1] > len(FACTORS)
+        else images
+    )
+
+
+def _draw(factors: Tensor, canvas: Tensor, antialias: bool) -> None:
+    """Draw the sprites of `factors`, [B, 5 or 6], into `canvas`, zeros [B, size, size]."""
+    size, device = canvas.shape[1], canvas.device
     shape, scale, orientation, x, y = factors[:, :5].unsqueeze(2).unbind(1)  # [B, 1] each
     unit = size * (0.5 + 0.1 * scale)
     angle = orientation * (2 * math.pi / 40)
@@ -161,34 +185,31 @@ def render(factors: Tensor, size: int, antialias: bool = False) -> Tensor:
     height = min(size, math.ceil(2 * RADIUS * size) + 1)
     top = (centre_y - RADIUS * size).floor().clamp(0, size - height)
     lines = SUBROWS if antialias else 1
-    offsets = (torch.arange(height * lines, device=factors.device) + 0.5) / lines
-    left, middle, right, end = _intervals(shape, unit, angle, top + offsets - centre_y)
-    ends = [(bound + centre_x).unsqueeze(2) for bound in (left, middle, right, end)]
+    offsets = (torch.arange(height * lines, device=device) + 0.5) / lines
+    bounds = _intervals(shape, unit, angle, top + offsets - centre_y)
+    ends = [(bound + centre_x).unsqueeze(2) for bound in bounds]
 
     if antialias:
-        edges = torch.arange(size, device=factors.device, dtype=torch.float32)
-        a, b, c, d = ((bound - edges).clamp_(0, 1) for bound in ends)  # part of each pixel left of the bound
+        edges = torch.arange(size, device=device, dtype=torch.float32)
+        a, b, c, d = ((end - edges).clamp_(0, 1) for end in ends)  # part of each pixel left of the end
         rows = b.sub_(a).add_(d.sub_(c)).unflatten(1, (height, lines)).mean(2)
     else:
         # The pixels whose centres lie in [a, b) are ceil(a - 0.5), ..., ceil(b - 0.5) - 1.
-        whole = torch.int16
-        columns = torch.arange(size, device=factors.device, dtype=whole)
-        a, b, c, d = (columns >= (bound - 0.5).ceil_().to(whole) for bound in ends)
+        columns = torch.arange(size, device=device, dtype=torch.int16)
+        a, b, c, d = (columns >= (end - 0.5).ceil_().to(torch.int16) for end in ends)
         rows = ((a ^ b) ^ (c ^ d)).float()
 
-    images = rows.new_zeros(len(factors) * size, size)
-    first = top.long() + size * torch.arange(len(factors), device=factors.device).unsqueeze(1)
-    images.index_copy_(0, (first + torch.arange(height, device=factors.device)).flatten(), rows.flatten(0, 1))
-    images = images.view(-1, 1, size, size)
-    if factors.shape[1] == len(FACTORS):
-        return images
-    return images * _rgb(factors[:, 5] / HUE.size)[:, :, None, None]
+    first = top.long() + size * torch.arange(len(factors), device=device).unsqueeze(1)
+    target = (first + torch.arange(height, device=device)).flatten()
+    canvas.view(-1, size).index_copy_(0, target, rows.flatten(0, 1))
 
 
-def _intervals(shape: Tensor, unit: Tensor, angle: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the lines at height v above a sprite's centre meet it: [a, b) and [c, d) with a <= b <= c <= d.
+def _intervals(
+    shape: Tensor, unit: Tensor, angle: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the lines at distance v below a sprite's centre meet it: [a, b) and [c, d), a <= b <= c <= d.
 
-    shape, unit (pixels per unit), angle (radians) are [B, 1], v is [B, R] in pixels; so are the results [B, R].
+    shape, unit (pixels per unit) and angle (radians) are [B, 1]; v and the results are [B, R], in pixels.
     """
     heart = shape == 2
     half = torch.where(heart, HEART, SQUARE) * unit

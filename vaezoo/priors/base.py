@@ -51,8 +51,8 @@ class Prior(nn.Module):
         """n draws, [n, ...] on the prior's device; a tuple, coarsest first, where there are several levels."""
         raise NotImplementedError
 
-    def fit(self, z: Tensor) -> None:
-        """Estimate the prior from all latents of the data, where no gradient is needed."""
+    def fit(self, z: Tensor, seed: int = 0) -> None:
+        """Estimate the prior from all latents of the data [N, D], where no gradient is needed."""
         raise VaezooError(f"{type(self).__name__} has nothing to fit")
 
     def kl(self, q: Posterior, z: Latent) -> Tensor:

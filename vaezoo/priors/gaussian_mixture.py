@@ -20,7 +20,6 @@ class GaussianMixture(Prior):
     class Config(BaseConfig):
         components: int = Field(10, ge=1, description="number of Gaussians (10 in the paper)")
         max_latents: int = Field(20_000, ge=2, description="fit on at most this many latents")
-        seed: int = Field(0, description="seed of the k-means start")
 
     config: Config
     logits: Tensor
@@ -36,8 +35,8 @@ class GaussianMixture(Prior):
         self.register_buffer("means", torch.zeros(config.components, dim))
         self.register_buffer("cholesky", torch.eye(dim).repeat(config.components, 1, 1))
 
-    def fit(self, z: Tensor) -> None:
-        """EM from a k-means start. z [N, D]; N must exceed the number of components."""
+    def fit(self, z: Tensor, seed: int = 0) -> None:
+        """EM from a k-means start drawn from `seed`. z [N, D]; N must exceed the number of components."""
         from sklearn.mixture import GaussianMixture as Estimator
 
         if len(z) <= self.config.components:
@@ -51,7 +50,7 @@ class GaussianMixture(Prior):
             covariance_type="full",
             reg_covar=1e-6 * float(latents.var(0).mean()) + 1e-12,
             max_iter=200,
-            random_state=self.config.seed,
+            random_state=seed,
         ).fit(latents)
         self.logits.copy_(torch.from_numpy(estimator.weights_).log())
         self.means.copy_(torch.from_numpy(estimator.means_))

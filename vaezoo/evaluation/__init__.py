@@ -1,0 +1,13 @@
+"""Evaluation: one call, every question about a model that can be answered, and a reason where one cannot.
+
+    report = evaluate(model, "fashion_mnist")
+    print(report.table())
+    report["reconstruction/mse"].value
+
+`suite.py` reads as the whole; each question has a file of pure functions from arrays to numbers.
+"""
+
+from vaezoo.evaluation.report import Metric, Report, Skipped
+from vaezoo.evaluation.suite import AXES, evaluate
+
+__all__ = ["AXES", "Metric", "Report", "Skipped", "evaluate"]

@@ -1,0 +1,59 @@
+"""Are the latents used?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vaezoo.evaluation.report import Metric, Results, Skipped
+
+if TYPE_CHECKING:
+    from vaezoo.evaluation.observe import Observed
+
+ACTIVE = 0.01
+
+
+def active_units(means: Tensor, threshold: float = ACTIVE) -> Tensor:
+    """Which dimensions have Var_x(E[z|x]) > threshold (Burda et al. 2016, section 5.2). means [N, D] -> bool [D]."""
+    return means.double().var(0, correction=0) > threshold
+
+
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
+    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
+    return ones.new_zeros(size).index_add_(0, codes.flatten().long(), ones)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of code counts [K]: K when all are used alike, 1 when one is. Scalar."""
+    p = counts / counts.sum()
+    return torch.exp(-torch.xlogy(p, p).sum())
+
+
+def measure_latents(observed: Observed) -> Results:
+    """Active units of a latent vector; perplexity, usage and dead codes of each level of code grids."""
+    no_vector = Skipped("the latents are code grids, not one vector")
+    no_codes = Skipped("the latents are real numbers, not codes")
+    results: Results = {}
+    if observed.means is None:
+        results["active_units"] = no_vector
+    else:
+        n, dims = observed.means.shape
+        active = int(active_units(observed.means).sum())
+        note = f"of {dims} dimensions, Var_x(E[z|x]) > {ACTIVE}"
+        results["active_units"] = Metric(active, n, "dimensions", None, "higher", note)
+    if observed.counts is None:
+        return results | {name: no_codes for name in ("perplexity", "usage", "dead_codes")}
+    for level, counts in enumerate(observed.counts):
+        suffix = f"_{level}" if len(observed.counts) > 1 else ""
+        total, used = (int(v) for v in torch.stack([counts.sum(), (counts > 0).sum()]).tolist())
+        size = len(counts)
+        note = f"{size} codes, n counts positions" + (", level 0 is the coarsest" if suffix else "")
+        results |= {
+            f"perplexity{suffix}": Metric(perplexity(counts).item(), total, "codes", None, "higher", note),
+            f"usage{suffix}": Metric(used / size, total, "fraction of the codes", None, "higher", note),
+            f"dead_codes{suffix}": Metric(size - used, total, "codes", None, "lower", note),
+        }
+    return results

@@ -1,0 +1,148 @@
+"""What an evaluation says: numbers with their errors, and what could not be measured, with the reason."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from vaezoo.errors import VaezooError, unknown
+
+SCHEMA = 1
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number.
+
+    Attributes:
+        value: finite.
+        se: standard error of the value, over the `n` that it was measured on; None where there is none.
+        n: how many images (or draws, or positions, see `note`) it was measured on.
+        unit: "nats per image", "dB", ...
+        better: which way is better; None where neither is.
+        note: how it was measured, as far as the name does not say it.
+    """
+
+    value: float
+    n: int
+    unit: str
+    se: float | None = None
+    better: Better | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A metric that was not measured."""
+
+    reason: str
+
+
+Results = dict[str, Metric | Skipped]
+
+
+def average(values: Tensor, unit: str, better: Better | None = None, note: str = "") -> Metric | Skipped:
+    """Mean over samples with its standard error. values [N], one per sample; skipped if one is not finite."""
+    values = values.double()
+    n = len(values)
+    statistics = torch.stack([values.mean(), values.var(correction=1) / n, values.isfinite().sum().double()])
+    mean, variance, finite = statistics.tolist()  # the one synchronisation
+    if finite < n:
+        return Skipped(f"{n - int(finite)} of {n} values are not finite")
+    return Metric(mean, n, unit, math.sqrt(variance) if n > 1 else None, better, note)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `evaluate`.
+
+    Attributes:
+        header: what was measured: model and config, data, split, seed, sizes, versions. JSON-able.
+        metrics: by "axis/name".
+        skipped: the reason, by "axis/name", of every metric that does not apply or has no finite value.
+    """
+
+    header: dict[str, Any]
+    metrics: dict[str, Metric]
+    skipped: dict[str, str]
+
+    @classmethod
+    def of(cls, header: dict[str, Any], results: Mapping[str, Metric | Skipped]) -> Report:
+        """Sort results into metrics and skipped; a value that is not finite is never a metric."""
+        metrics, skipped = {}, {}
+        for name, result in results.items():
+            if isinstance(result, Skipped):
+                skipped[name] = result.reason
+            elif not math.isfinite(result.value):
+                skipped[name] = f"the value is not finite ({result.value})"
+            else:
+                metrics[name] = result
+        return cls(header, metrics, skipped)
+
+    def __getitem__(self, name: str) -> Metric:
+        if name in self.skipped:
+            raise VaezooError(f"{name} was not measured: {self.skipped[name]}")
+        if name not in self.metrics:
+            raise VaezooError(unknown("metric", name, self.metrics))
+        return self.metrics[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `to_json` writes them."""
+        metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
+        return {"schema": SCHEMA, "header": self.header, "metrics": metrics, "skipped": self.skipped}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """The inverse of `to_dict`."""
+        if content.get("schema") != SCHEMA:
+            raise VaezooError(f"a report of schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
+        metrics = {name: Metric(**fields) for name, fields in content["metrics"].items()}
+        return cls(content["header"], metrics, content["skipped"])
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise VaezooError(f"{path} is not a report of vaezoo ({type(error).__name__}: {error})") from error
+
+    def table(self, style: str = "simple") -> str:
+        """The report as text, in a style of `tabulate`."""
+        arrows = {"higher": "↑", "lower": "↓", None: ""}
+        rows = [
+            [name, f"{m.value:.5g}", "" if m.se is None else f"{m.se:.2g}", arrows[m.better], m.unit, m.n, m.note]
+            for name, m in self.metrics.items()
+        ]
+        headers = ["metric", "value", "± se", "", "unit", "n", "note"]
+        width = [None] * 6 + [60] if style == "simple" else None
+        blocks = [tabulate(rows, headers, style, disable_numparse=True, maxcolwidths=width)] if rows else []
+        if self.skipped:
+            skipped = [[name, reason] for name, reason in self.skipped.items()]
+            width = [None, 90] if style == "simple" else None
+            blocks.append(tabulate(skipped, ["skipped", "reason"], style, maxcolwidths=width))
+        return "\n\n".join(blocks)
+
+    def to_markdown(self) -> str:
+        """A title, the metrics, and what was skipped."""
+        model, data = self.header.get("model", {}), self.header.get("data", {})
+        title = f"{model.get('name', 'model')} on {data.get('name', 'data')} ({self.header.get('split', '')})"
+        return f"# {title}\n\n{self.table('pipe')}\n"

@@ -1,0 +1,645 @@
+"""The training loop: one for every model and every prior. Read `fit` from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vaezoo.autoencoder import Autoencoder, Latent, evaluation_mode, map_latent
+from vaezoo.checkpoint import SCHEMA, WEIGHTS, model_header, read_header, read_tensors, save, write_tensors, write_text
+from vaezoo.config import BaseConfig
+from vaezoo.data import ImageData, Loader, Split, load_data
+from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.objective import Loss, Progress
+from vaezoo.priors import PRIORS
+from vaezoo.random import derive, reseed, seeded
+from vaezoo.registry import MODELS, recipe
+
+STATE = "state.safetensors"
+METRICS = "metrics.jsonl"
+INITIALIZATION_IMAGES = 1024
+
+
+class TrainConfig(BaseConfig):
+    """Options of a run. Defaults of a model on a data set come from its recipe."""
+
+    epochs: int = Field(20, ge=1, description="passes over the training split")
+    batch_size: int = Field(128, ge=1, description="images per step")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant, or a half cosine down to 0 at the end of the run"
+    )
+    lr_warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    groups: dict[str, dict[str, Any]] = Field(
+        {}, description="lr, betas or weight_decay of single parameter groups, by the group's name"
+    )
+    clip: PositiveFloat | None = Field(None, description="largest norm of each group's gradient; none: no clipping")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off")
+    bf16: bool = Field(False, description="autocast the networks to bfloat16")
+    compile: bool = Field(False, description="torch.compile the losses")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better validation loss")
+    log_steps: int = Field(50, ge=1, description="steps between two lines of the log")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="write the run's state at most this often")
+    workers: int = Field(0, ge=0, description="processes that read images, for data that is streamed")
+    seed: int = Field(0, ge=0, description="seed of the order of the data and of all noise")
+
+
+class Trainable(Protocol):
+    """What the loop trains: an `Autoencoder` on images, or a `Prior` on latents."""
+
+    def losses(self, x: Any, progress: Progress) -> dict[str, Loss]: ...
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
+
+
+@dataclass
+class Run:
+    """What a run leaves.
+
+    Attributes:
+        model: the trained module, with the weights of the best validation loss.
+        history: the lines of metrics.jsonl; losses in nats per image, averaged over samples.
+        steps: steps done.
+        best_step: step of the best validation loss.
+        best_loss: that loss.
+        images_per_second: over this process's part of the run, validation excluded.
+        folder: where the run was written, or None.
+    """
+
+    model: Any
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    images_per_second: float = 0.0
+    folder: Path | None = None
+
+
+def train(
+    model: Autoencoder,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Run:
+    """Train a model.
+
+    A prior that was fitted to the model's latents before is dropped, since the latents change.
+
+    Args:
+        model: any model of the zoo; trained in place.
+        data: a name or path that `load_data` takes, a tensor of images, or an `ImageData`.
+        out: run folder for the weights, the state to resume from and the log.
+        resume: go on with the run in `out`, exactly as if it had not been interrupted.
+        device: where to train; by default the GPU if there is one.
+        progress: show a progress bar; by default on a terminal.
+        **options: fields of `TrainConfig`; what is not given comes from the recipe, then from the defaults.
+
+    Raises:
+        VaezooError: an unknown option, or images of another shape than the model's.
+        TrainingError: a loss that is not finite.
+    """
+    device = resolve_device(device)
+    images = load_data(data, device=device)
+    check_shape(model, images)
+    name = MODELS.name_of(type(model))
+    config = TrainConfig.parse({**recipe(name, images.name), **options}, f"train {name}")
+    if model.default_prior is not None:
+        model.prior = None
+    model.to(device)
+    folder = _open_folder(out, resume)
+    header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
+    if folder is not None and not resume:
+        write_text(folder / "run.json", json.dumps(header, indent=1) + "\n")
+
+    def start() -> None:
+        count = min(INITIALIZATION_IMAGES, len(images.train))
+        with seeded(derive(config.seed, "initialize"), device):
+            model.initialize(next(Loader(images.train, count, seed=config.seed).epoch(0)))
+
+    run = fit(
+        model,
+        Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers),
+        Loader(images.validation, config.batch_size, shuffle=False, drop_last=False, workers=config.workers),
+        config,
+        start=start,
+        folder=folder,
+        resume=resume,
+        title=name,
+        progress=progress,
+        header=header,
+    )
+    model.eval()
+    return run
+
+
+def fit_prior(
+    model: Autoencoder,
+    data: Any,
+    prior: str | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Run:
+    """Fit a prior to the latents of the training images and make it the model's own.
+
+    Args:
+        model: a trained model.
+        data: as in `train`.
+        prior: name of the prior; by default the model's `default_prior`, else "gaussian_mixture".
+        out: the model's run folder, in which the weights are written anew with their prior, and the state of
+            the prior's own training under prior/.
+        resume: go on with the prior's training in `out`.
+        device: as in `train`.
+        progress: as in `train`.
+        **options: fields of the prior's config and of `TrainConfig`.
+
+    Raises:
+        VaezooError: an unknown prior or option, or a prior that does not go with the model's latents.
+    """
+    device = resolve_device(device)
+    images = load_data(data, device=device)
+    check_shape(model, images)
+    model.to(device).eval()
+    prior_name = prior or model.default_prior or "gaussian_mixture"
+    prior_class = PRIORS.get(prior_name)
+    fields = prior_class.Config.model_fields
+    if unknown_options := [o for o in options if o not in fields and o not in TrainConfig.model_fields]:
+        prior_class.Config.parse({unknown_options[0]: None}, f"prior '{prior_name}'")
+    prior_config = prior_class.Config.parse({k: v for k, v in options.items() if k in fields}, f"prior '{prior_name}'")
+    config = TrainConfig.parse(
+        {**recipe(prior_name, images.name), **{k: v for k, v in options.items() if k not in fields}},
+        f"fit-prior {prior_name}",
+    )
+    with seeded(derive(config.seed, "prior"), device):
+        module = prior_class(prior_config, model.latent).to(device)
+    header = {"data": images.header(), "prior_train": config.model_dump(mode="json")}
+    train_latents = encode_all(model, images.train, config)
+
+    if not any(True for _ in module.parameters()):
+        assert isinstance(train_latents, Tensor)
+        module.fit(train_latents, config.seed)
+        run = Run(module)
+    else:
+        validation_latents = encode_all(model, images.validation, config)
+        folder = _open_folder(Path(out) / "prior" if out is not None else None, resume)
+        run = fit(
+            module,
+            Loader(_Latents(train_latents), config.batch_size, seed=config.seed),
+            Loader(_Latents(validation_latents), config.batch_size, shuffle=False, drop_last=False),
+            config,
+            folder=folder,
+            resume=resume,
+            title=prior_name,
+            progress=progress,
+        )
+    model.prior = module.eval()
+    if out is not None:
+        previous = read_header(Path(out) / WEIGHTS)["info"] if (Path(out) / WEIGHTS).exists() else {}
+        save(model, out, {**previous, **header})
+    return run
+
+
+def fit(
+    module: Any,
+    loader: Loader,
+    validation: Loader,
+    config: TrainConfig,
+    *,
+    start: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
+    resume: bool = False,
+    title: str = "",
+    progress: bool | None = None,
+    header: Mapping[str, Any] | None = None,
+) -> Run:
+    """The loop. All randomness of a step comes from (seed, step), so that a run can go on from any step."""
+    device = next(module.parameters()).device
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)  # as activations die, denormals make steps up to 45% slower
+    optimizers = make_optimizers(module, config)
+    total_steps = config.epochs * loader.steps_per_epoch
+    step_tensor = torch.zeros((), device=device)
+    autocast = _autocast(device, config.bf16)
+
+    def objective(batch: Latent, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
+        with autocast:
+            losses = module.losses(batch, Progress(step, total_steps, len(loader.split)))
+        total = torch.stack([loss.total for loss in losses.values()]).sum()
+        terms = {name: value.detach() for loss in losses.values() for name, value in loss.terms.items()}
+        return total, {"loss": total.detach(), **terms}, tuple(losses)
+
+    training_objective = torch.compile(objective) if config.compile else objective
+    average = {n: p.detach().clone() for n, p in module.named_parameters()} if config.ema else {}
+
+    run = Run(module, folder=folder)
+    log = Log(folder, run, config.log_steps)
+    best: dict[str, Tensor] = {}
+    if resume and folder is not None:
+        best.update(_restore(folder, run, module, optimizers, average, log, config))
+    else:
+        start()
+    epochs_since_best = (run.steps - run.best_step) // loader.steps_per_epoch
+    last_checkpoint = time.monotonic()
+    first_step, seconds = run.steps, 0.0
+    module.train()
+
+    bar = tqdm(total=total_steps, initial=run.steps, desc=title, unit="step", disable=not progress if progress is not None else None)
+    with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(folder, best, header):
+        batches: Iterator[Any] = iter(())
+        for step in range(run.steps, total_steps):
+            began = time.monotonic()
+            epoch, position = divmod(step, loader.steps_per_epoch)
+            if position == 0 or step == first_step:
+                batches = loader.epoch(epoch, start=position)
+            reseed(derive(config.seed, "step", step), device)
+            batch = next(batches)
+            step_tensor.fill_(step)
+
+            total, terms, active = training_objective(batch, step_tensor)
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            for name in active:
+                optimizer = optimizers[name]
+                if config.clip is not None:
+                    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * lr_factor(step, total_steps, config)
+                optimizer.step()
+            if average:
+                parameters = [p.detach() for p in module.parameters()]
+                torch._foreach_lerp_(list(average.values()), parameters, 1 - cast(float, config.ema))
+
+            run.steps = step + 1
+            seconds += time.monotonic() - began
+            bar.update()
+            end_of_epoch = position == loader.steps_per_epoch - 1
+            log.add(terms, epoch, end_of_epoch)
+            bar.set_postfix_str(log.summary, refresh=False)
+
+            if end_of_epoch:
+                with _swapped(module, average):
+                    losses = validate(module, validation, objective, total_steps, config.seed)
+                    if not math.isfinite(losses["loss"]):
+                        raise TrainingError(
+                            f"the validation loss became {losses['loss']} after step {run.steps} (epoch {epoch + 1})"
+                            f"{_last_good(folder, run)}"
+                        )
+                    log.line({"step": run.steps, "epoch": epoch + 1, **{f"validation/{k}": v for k, v in losses.items()}})
+                    if losses["loss"] < run.best_loss:
+                        run.best_loss, run.best_step, epochs_since_best = losses["loss"], run.steps, 0
+                        best.update({n: t.detach().clone() for n, t in module.state_dict().items()})
+                    else:
+                        epochs_since_best += 1
+            stop = config.patience is not None and epochs_since_best >= config.patience
+            due = end_of_epoch and time.monotonic() - last_checkpoint >= config.checkpoint_seconds
+            if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
+                _write_state(folder, run, module, optimizers, average, best, log, epoch, config)
+                if best and header is not None:
+                    write_tensors(folder / WEIGHTS, best, header)
+                last_checkpoint = time.monotonic()
+            if interrupted():
+                where = f"; go on with resume=True (`vaezoo train --resume {folder}`)" if folder else ""
+                raise KeyboardInterrupt(f"stopped after step {run.steps} of {total_steps}{where}")
+            if stop:
+                break
+
+    run.images_per_second = (run.steps - first_step) * loader.batch_size / seconds if seconds else 0.0
+    if best:
+        module.load_state_dict(best)
+    return run
+
+
+# --- The parts of the loop ------------------------------------------------------------------------------
+
+
+def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """One AdamW per parameter group, after checking that the groups are disjoint and complete."""
+    groups = module.parameter_groups()
+    listed = [id(p) for parameters in groups.values() for p in parameters]
+    own = {id(p): name for name, p in cast(nn.Module, module).named_parameters()}
+    if len(set(listed)) != len(listed) or set(listed) != set(own):
+        missing = [name for key, name in own.items() if key not in set(listed)]
+        problem = f"leave out {', '.join(missing[:3])}" if missing else "share or add parameters"
+        raise VaezooError(f"{type(module).__name__}.parameter_groups must split the parameters, but the groups {problem}")
+    for name in config.groups:
+        if name not in groups:
+            raise VaezooError(f"groups names '{name}', but the parameter groups are {', '.join(groups)}")
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, parameters in groups.items():
+        options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, **config.groups.get(name, {})}
+        optimizers[name] = torch.optim.AdamW(parameters, fused=True, **options)
+        for group in optimizers[name].param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The learning rate at a step over its full value: a function of the step, so there is no state to save."""
+    warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / total_steps)) if config.lr_schedule == "cosine" else 1.0
+    return warmup * cosine
+
+
+def validate(
+    module: nn.Module, loader: Loader, objective: Callable[..., Any], total_steps: int, seed: int
+) -> dict[str, float]:
+    """Losses on the validation split with all schedules at their end, averaged over samples.
+
+    The schedules' end, so that the losses of all epochs measure the same objective.
+    """
+    device = next(module.parameters()).device
+    step = torch.tensor(float(total_steps), device=device)
+    sums: dict[str, Tensor] = {}
+    with evaluation_mode(module), seeded(derive(seed, "validate"), device):
+        for index, batch in enumerate(loader.epoch(0)):
+            size = min(loader.batch_size, len(loader.split) - index * loader.batch_size)
+            for name, value in objective(batch, step)[1].items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.double() * size
+    return {name: float(value) / len(loader.split) for name, value in sums.items()}
+
+
+class Log:
+    """Collects the terms on the device and reads them back once per interval, where it also looks for NaN."""
+
+    def __init__(self, folder: Path | None, run: Run, interval: int) -> None:
+        self.folder, self.run, self.interval = folder, run, interval
+        self.names: tuple[str, ...] = ()
+        self.rows: list[Tensor] = []
+        self.summary = ""
+
+    def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> None:
+        """Take the terms of one step; at the end of an interval write their means."""
+        if tuple(terms) != self.names:  # a group that sits out some steps changes the terms
+            self._write(epoch)
+            self.names = tuple(terms)
+        self.rows.append(torch.stack([value.float() for value in terms.values()]))
+        if end_of_epoch or self.run.steps % self.interval == 0:
+            self._write(epoch)
+
+    def pending(self, epoch: int) -> Tensor:
+        """Terms of the steps since the last line, checked, [steps, terms]."""
+        rows = torch.stack(self.rows).cpu() if self.rows else torch.empty(0, len(self.names))
+        finite = rows.isfinite()
+        if not finite.all():
+            row = int((~finite.all(1)).nonzero()[0])
+            # The total comes first and follows the others into NaN; the culprit is the first of the others.
+            wrong = [name for name, good in zip(self.names, finite[row].tolist()) if not good]
+            name = wrong[min(1, len(wrong) - 1)]
+            raise TrainingError(
+                f"loss term '{name}' became {rows[row, self.names.index(name)].item()} at step "
+                f"{self.run.steps - len(rows) + row} (epoch {epoch + 1}){_last_good(self.folder, self.run)}"
+            )
+        return rows
+
+    def line(self, entry: dict[str, Any]) -> None:
+        self.run.history.append(entry)
+        if self.folder is not None:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _write(self, epoch: int) -> None:
+        if self.rows:
+            means = dict(zip(self.names, self.pending(epoch).double().mean(0).tolist()))
+            self.rows = []
+            self.line({"step": self.run.steps, "epoch": epoch + 1, **{f"train/{k}": v for k, v in means.items()}})
+            self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C inside waits for the end of the step; a second one does not wait."""
+    hit = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield hit.is_set
+        return
+
+    def handler(signum: int, frame: Any) -> None:
+        if hit.is_set():
+            raise KeyboardInterrupt
+        hit.set()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield hit.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _kept_on_failure(folder: Path | None, best: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> Iterator[None]:
+    """A run that fails inside leaves the best weights so far in its folder."""
+    try:
+        yield
+    except TrainingError:
+        if folder is not None and best and header is not None:
+            write_tensors(folder / WEIGHTS, best, header)
+        raise
+
+
+@contextmanager
+def _swapped(module: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the parameters hold the averaged weights."""
+    if not average:
+        yield
+        return
+    own = {name: p.detach().clone() for name, p in module.named_parameters()}
+    _copy(module, average)
+    try:
+        yield
+    finally:
+        _copy(module, own)
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+
+
+# --- State ----------------------------------------------------------------------------------------------
+
+
+def _write_state(
+    folder: Path,
+    run: Run,
+    module: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    average: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+    log: Log,
+    epoch: int,
+    config: TrainConfig,
+) -> None:
+    """All that the next step depends on, in one file: weights, optimisers, average, best weights, step."""
+    tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
+    tensors |= {f"average.{name}": t for name, t in average.items()}
+    tensors |= {f"best.{name}": t for name, t in best.items()}
+    for group, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{group}.{index}.{name}": t for name, t in state.items()}
+    tensors["log"] = log.pending(epoch)
+    header = {
+        "schema": SCHEMA,
+        "log_names": log.names,
+        "step": run.steps,
+        "best_step": run.best_step,
+        "best_loss": run.best_loss if math.isfinite(run.best_loss) else None,
+        "train": config.model_dump(mode="json"),
+    }
+    write_tensors(folder / STATE, tensors, header)
+
+
+def _restore(
+    folder: Path,
+    run: Run,
+    module: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    average: dict[str, Tensor],
+    log: Log,
+    config: TrainConfig,
+) -> dict[str, Tensor]:
+    """Put the state back as it was written; returns the best weights."""
+    path = folder / STATE
+    if not path.exists():
+        raise CheckpointError(f"nothing to resume: {path} does not exist")
+    header = read_header(path)
+    changed = [
+        name
+        for name, value in config.model_dump(mode="json").items()
+        if name not in _FREE_TO_CHANGE and value != header.get("train", {}).get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder} was trained with other options ({', '.join(changed)}), so it cannot be resumed with these; "
+            "resume with the same ones or start in another folder"
+        )
+    tensors = read_tensors(path, next(module.parameters()).device)
+    try:
+        module.load_state_dict(_with_prefix(tensors, "model."))
+        average.update(_with_prefix(tensors, "average."))
+        for group, optimizer in optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
+                index, _, name = key.partition(".")
+                state.setdefault(int(index), {})[name] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        run.steps, run.best_step = int(header["step"]), int(header["best_step"])
+        log.names, log.rows = tuple(header["log_names"]), list(tensors["log"])
+        run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not belong to this model: {error}") from None
+    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+    run.history = [entry for entry in map(json.loads, lines) if entry["step"] <= run.steps]
+    write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+    return _with_prefix(tensors, "best.")
+
+
+#: Options that a resumed run may change, because no step depends on them.
+_FREE_TO_CHANGE = ("epochs", "patience", "checkpoint_seconds", "workers", "log_steps", "compile")
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise VaezooError("resume=True needs the run folder: train(..., out=folder, resume=True)")
+        return None
+    folder = Path(out)
+    if not resume and (folder / STATE).exists():
+        raise VaezooError(f"{folder} already holds a run; go on with resume=True, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (folder / METRICS).unlink(missing_ok=True)
+    return folder
+
+
+def _last_good(folder: Path | None, run: Run) -> str:
+    advice = "; lower lr, or set clip=1"
+    if run.best_step and folder is not None:
+        return f"; the best weights so far, of step {run.best_step}, are in {folder}{advice}"
+    return advice
+
+
+# --- Data -----------------------------------------------------------------------------------------------
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for; by default the GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise VaezooError(f"device {str(device)!r} is not to be had here: {str(error).splitlines()[0]}") from None
+
+
+def check_shape(model: Autoencoder, data: ImageData) -> None:
+    """Refuse images that the model is not made for."""
+    if tuple(model.config.image_shape) != tuple(data.image_shape):
+        raise VaezooError(
+            f"{type(model).__name__} is made for images of shape {tuple(model.config.image_shape)}, but {data.name} has "
+            f"{tuple(data.image_shape)}; create it with image_shape={tuple(data.image_shape)}"
+        )
+
+
+def encode_all(model: Autoencoder, split: Split, config: TrainConfig) -> Latent:
+    """The latents of a whole split (`Autoencoder.latents`), codes in the smallest integer type: [N, ...]."""
+    loader = Loader(split, min(512, len(split)), shuffle=False, drop_last=False, workers=config.workers)
+    device = next(model.parameters()).device
+    codes = model.latent.codes
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    smallest = next(kind for kind in kinds if codes is None or codes - 1 <= torch.iinfo(kind).max)
+
+    def compact(level: Tensor) -> Tensor:
+        return level if codes is None else level.to(smallest)
+
+    with evaluation_mode(model), seeded(derive(config.seed, "latents"), device):
+        batches = [map_latent(compact, model.latents(batch)) for batch in loader.epoch(0)]
+    return map_latent(lambda *parts: torch.cat(parts), *batches)
+
+
+class _Latents:
+    """Latents on the device in the form that a `Loader` takes."""
+
+    resident = True
+
+    def __init__(self, latents: Latent) -> None:
+        self.latents = latents
+        self.first = latents[0] if isinstance(latents, tuple) else latents
+        self.device = self.first.device
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def batch(self, indices: Tensor) -> Any:
+        return map_latent(lambda level: level[indices], self.latents)
+
