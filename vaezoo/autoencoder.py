@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -198,18 +198,18 @@ class Autoencoder(nn.Module):
                 (slerp, Shoemake 1985), which keeps to the shell where a Gaussian prior has its mass.
         """
         if steps < 2:
-            raise VaezooError(f"interpolate: steps={steps} is not valid, a way has at least its 2 ends")
+            raise VaezooError(f"interpolate: steps={steps} is not valid, a walk has at least its 2 ends")
         start, end = self.represent(a), self.represent(b)
         blend = _slerp if spherical else torch.lerp
         images = [
             self.decode(map_latent(lambda s, e, t=t: blend(s, e, t), start, end)).mean
-            for t in torch.linspace(0, 1, steps).tolist()
+            for t in _ticks(0.0, 1.0, steps)
         ]
         return torch.stack(images, 1)
 
     @inference
     def traverse(
-        self, x: Tensor, dims: list[int] | None = None, span: float | Tensor = 3.0, steps: int = 9
+        self, x: Tensor, dims: list[int] | None = None, span: float | Sequence[float] = 3.0, steps: int = 9
     ) -> Tensor:
         """Images as one latent dimension moves and the others stay: [B, len(dims), steps, C, H, W].
 
@@ -223,6 +223,8 @@ class Autoencoder(nn.Module):
                 prior, 3 covers it.
             steps: images along each dimension.
         """
+        if steps < 2:
+            raise VaezooError(f"traverse: steps={steps} is not valid, a walk has at least its 2 ends")
         z = self.represent(x)
         coarsest = z[0] if isinstance(z, tuple) else z
         size = coarsest.shape[1]
@@ -230,12 +232,12 @@ class Autoencoder(nn.Module):
         for d in dims:
             if not 0 <= d < size:
                 raise VaezooError(f"traverse: the latent has dimensions 0 to {size - 1}, not {d}")
-        spans = torch.as_tensor(span, dtype=coarsest.dtype).expand(len(dims)).tolist()
+        spans = list(span) if isinstance(span, Sequence) else [span] * len(dims)
         rows = []
-        for d, half in zip(dims, spans):
+        for d, half in zip(dims, spans, strict=True):
             direction = torch.zeros_like(coarsest)
             direction[:, d] = 1
-            moved = [coarsest + t * direction for t in torch.linspace(-half, half, steps).tolist()]
+            moved = [coarsest + t * direction for t in _ticks(-half, half, steps)]
             latents = [(m, *z[1:]) if isinstance(z, tuple) else m for m in moved]
             rows.append(torch.stack([self.decode(latent).mean for latent in latents], 1))
         return torch.stack(rows, 1)
@@ -272,6 +274,11 @@ class Autoencoder(nn.Module):
                 f"vaezoo.fit_prior(model, data) (default: {self.default_prior}), or `vaezoo fit-prior RUN`"
             )
         return self.prior
+
+
+def _ticks(start: float, end: float, steps: int) -> list[float]:
+    """Evenly spaced numbers, ends included, without a tensor that would have to be read back."""
+    return [start + (end - start) * i / (steps - 1) for i in range(steps)]
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -47,8 +47,6 @@ def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
     """Name, type, default, limits and meaning of every field, in order of declaration."""
     rows = []
     for name, field in cls.model_fields.items():
-        annotation = field.annotation
-        type_name = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
         limits = ", ".join(
             f"{sign} {getattr(rule, attribute)}"
             for rule in field.metadata
@@ -58,10 +56,23 @@ def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": name,
-                "type": type_name.replace("typing.", ""),
+                "type": _type_name(field.annotation),
                 "default": repr(field.get_default(call_default_factory=True)),
                 "limits": limits,
                 "meaning": field.description or "",
             }
         )
     return rows
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (tuple, dict, list):
+        inner = ", ".join("..." if a is Ellipsis else _type_name(a) for a in get_args(annotation))
+        return f"{get_origin(annotation).__name__}[{inner}]"
+    if get_args(annotation) and get_origin(annotation) is not Literal:
+        return " | ".join(_type_name(a) for a in get_args(annotation))
+    if isinstance(annotation, type):
+        return "None" if annotation is type(None) else annotation.__name__
+    return str(annotation).replace("typing.", "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import inspect
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -160,7 +161,7 @@ def describe(name: str) -> dict[str, Any]:
     from vaezoo.config import describe_fields
 
     model = MODELS.get(name)
-    summary, _, rest = (model.__doc__ or "").strip().partition("\n")
+    summary, _, rest = (inspect.getdoc(model) or "").partition("\n")
     return {
         "name": name,
         "class": f"{model.__module__}.{model.__qualname__}",

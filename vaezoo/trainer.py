@@ -49,7 +49,7 @@ class TrainConfig(BaseConfig):
         {}, description="lr, betas or weight_decay of single parameter groups, by the group's name"
     )
     clip: PositiveFloat | None = Field(None, description="largest norm of each group's gradient; none: no clipping")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off")
+    weight_ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off")
     bf16: bool = Field(False, description="autocast the networks to bfloat16")
     compile: bool = Field(False, description="torch.compile the losses")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better validation loss")
@@ -250,7 +250,7 @@ def fit(
         return total, {"loss": total.detach(), **terms}, tuple(losses)
 
     training_objective = torch.compile(objective) if config.compile else objective
-    average = {n: p.detach().clone() for n, p in module.named_parameters()} if config.ema else {}
+    average = {n: p.detach().clone() for n, p in module.named_parameters()} if config.weight_ema else {}
 
     run = Run(module, folder=folder)
     log = Log(folder, run, config.log_steps)
@@ -289,7 +289,7 @@ def fit(
                 optimizer.step()
             if average:
                 parameters = [p.detach() for p in module.parameters()]
-                torch._foreach_lerp_(list(average.values()), parameters, 1 - cast(float, config.ema))
+                torch._foreach_lerp_(list(average.values()), parameters, 1 - cast(float, config.weight_ema))
 
             run.steps = step + 1
             seconds += time.monotonic() - began

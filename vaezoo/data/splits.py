@@ -245,11 +245,11 @@ class ImageData:
         for name, split in self.splits.items():
             digest.update(f"{name} {len(split)} {self.image_shape}".encode())
             count = min(len(split), FINGERPRINT_IMAGES)
-            sample = torch.arange(count) * len(split) // count
-            digest.update(split.content(sample))
-            for values in (split.labels, split.factors):
+            sample = split.view(torch.arange(count) * len(split) // count)
+            digest.update(sample.content(torch.arange(count)))
+            for values in (sample.labels, sample.factors):
                 if values is not None:
-                    digest.update(values[sample.to(values.device)].cpu().numpy().tobytes())
+                    digest.update(values.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> ImageData:
@@ -276,21 +276,18 @@ def carve(pool: S, share: Share, seed: int, purpose: str) -> tuple[S, S]:
     """Split `pool` into (the rest, `share` of it) by a permutation drawn from the seed.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: no images are left for the rest.
     """
-    count = held_out(len(pool), share, purpose)
+    count = share_of(len(pool), share)
+    if count >= len(pool):
+        raise DataError(f"{purpose}={share} of {len(pool)} images leaves none for train")
     order = torch.randperm(len(pool), generator=generator(derive(seed, purpose), "cpu"))
     return pool.view(order[count:]), pool.view(order[:count])
 
 
-def held_out(total: int, share: Share, purpose: str) -> int:
-    """Number of images that `share` of `total` means; both parts must keep at least one."""
-    count = round(total * share) if isinstance(share, float) else share
-    if not 0 < count < total:
-        raise DataError(
-            f"{purpose}={share} of {total} images leaves {count} for {purpose} and {total - count} for train"
-        )
-    return count
+def share_of(total: int, share: Share) -> int:
+    """Number of images that `share` of `total` means, at least one."""
+    return max(1, round(total * share)) if isinstance(share, float) else share
 
 
 def assemble(

@@ -1,8 +1,8 @@
 """Sprites: the factors of dSprites, rendered on the device when a batch is asked for. No file, no download.
 
 Factors and their values follow dSprites (Matthey et al. 2017, github.com/google-deepmind/dsprites-dataset),
-except that the 40 orientations lie in [0, 2 pi), where dSprites has both ends and so one turn twice. As there, a
-square looks the same after a quarter of a turn and an ellipse after half of one.
+except that the 40 orientations lie in [0, 2 pi), where dSprites has both ends and so one turn twice. As
+there, a square looks the same after a quarter of a turn and an ellipse after half of one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vaezoo.data.splits import Factor, ImageData, Share, Split, held_out
+from vaezoo.data.splits import Factor, ImageData, Share, Split, share_of
 from vaezoo.errors import DataError
 from vaezoo.random import derive, generator
 
@@ -68,16 +68,13 @@ def sprites(
     """
     factors = (*FACTORS, HUE) if color else FACTORS
     total = math.prod(factor.size for factor in factors)
-    rest = total - test_size
+    validation_size = share_of(total - test_size if train_size is None else train_size, validation)
     if train_size is None:
-        validation_size = held_out(rest, validation, "validation") if rest > 1 else 0
-        train_size = rest - validation_size
-    else:
-        validation_size = round(validation * train_size) if isinstance(validation, float) else validation
-    if min(train_size, validation_size) < 1 or train_size + validation_size > rest:
+        train_size = total - test_size - validation_size
+    if train_size < 1 or train_size + validation_size + test_size > total:
         raise DataError(
             f"sprites has {total} images: not enough for {test_size} test, {validation_size} validation and "
-            f"{train_size} train images, each at least 1"
+            f"{max(train_size, 1)} train images"
         )
     combinations = torch.randperm(total, generator=generator(derive(seed, "sprites"), "cpu"))
     combinations = combinations[: test_size + validation_size + train_size]
@@ -213,8 +210,8 @@ def _intervals(
     """
     heart = shape == 2
     half = torch.where(heart, HEART, SQUARE) * unit
-    # The heart's tip is a corner of its square: an eighth of a turn makes it point along the axes.
-    turn = torch.where(heart, angle + math.pi / 4, angle)
+    # The heart's tip is a corner of its square, and points down at orientation 0.
+    turn = torch.where(heart, angle - 0.75 * math.pi, angle)
     cos, sin = (_nonzero(f(turn)) for f in (torch.cos, torch.sin))
 
     # The heart turns around its centre of mass, which is off its square's centre by `shift` along both axes.

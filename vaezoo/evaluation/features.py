@@ -34,7 +34,9 @@ class Features:
 
 
 def make_features(
-    source: str | nn.Module | Callable[[Tensor], Tensor], image_shape: tuple[int, int, int], device: torch.device
+    source: str | nn.Module | Callable[[Tensor], Tensor],
+    image_shape: tuple[int, int, int],
+    device: torch.device,
 ) -> Features:
     """Features by name ("pixels", "inception"), or a user's own module or function [B, C, H, W] -> [B, d]."""
     if isinstance(source, str):
@@ -62,19 +64,20 @@ def make_features(
 def pixel_features(image_shape: tuple[int, int, int]) -> Features:
     """Pixels, averaged over the smallest squares for which at most 256 numbers are left."""
     channels, height, width = image_shape
-    side = 1
-    while channels * -(-height // side) * -(-width // side) > MAX_PIXEL_FEATURES and side < max(height, width):
+    side, rows, columns = 1, height, width
+    while channels * rows * columns > MAX_PIXEL_FEATURES and rows * columns > 1:
         side += 1
+        rows, columns = -(-height // side), -(-width // side)
 
     def extract(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, side, ceil_mode=True).flatten(1)
 
-    name = f"pixels{-(-height // side)}x{-(-width // side)}"
+    name = f"pixels{rows}x{columns}"
     return Features(name, extract, note=f"{name}: means of {side}x{side} pixels" if side > 1 else "")
 
 
 def inception_features(device: torch.device) -> Features:
-    """The 2048 pooled features of torchvision's Inception v3 (Szegedy et al. 2016; for FID, Heusel et al. 2017).
+    """The 2048 pooled features of torchvision's Inception v3 (Szegedy et al. 2016), which define FID.
 
     Raises:
         VaezooError: the weights are not in torch.hub's cache; they are not downloaded here.
@@ -83,7 +86,7 @@ def inception_features(device: torch.device) -> Features:
     if not path.is_file():
         raise VaezooError(
             f"features='inception' needs the weights of Inception v3 at {path}; fetch them once with "
-            f'python -c "import torchvision; torchvision.models.inception_v3(weights=\'DEFAULT\')", '
+            f"python -c \"import torchvision; torchvision.models.inception_v3(weights='DEFAULT')\", "
             f"or use features='pixels'"
         )
     from torchvision.models import inception_v3

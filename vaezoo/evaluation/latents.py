@@ -16,7 +16,9 @@ ACTIVE = 0.01
 
 
 def active_units(means: Tensor, threshold: float = ACTIVE) -> Tensor:
-    """Which dimensions have Var_x(E[z|x]) > threshold (Burda et al. 2016, section 5.2). means [N, D] -> bool [D]."""
+    """Which dimensions have Var_x(E[z|x]) > threshold (Burda et al. 2016, section 5.2).
+
+    means [N, D] -> bool [D]."""
     return means.double().var(0, correction=0) > threshold
 
 
@@ -45,7 +47,7 @@ def measure_latents(observed: Observed) -> Results:
         note = f"of {dims} dimensions, Var_x(E[z|x]) > {ACTIVE}"
         results["active_units"] = Metric(active, n, "dimensions", None, "higher", note)
     if observed.counts is None:
-        return results | {name: no_codes for name in ("perplexity", "usage", "dead_codes")}
+        return results | dict.fromkeys(("perplexity", "usage", "dead_codes"), no_codes)
     for level, counts in enumerate(observed.counts):
         suffix = f"_{level}" if len(observed.counts) > 1 else ""
         total, used = (int(v) for v in torch.stack([counts.sum(), (counts > 0).sum()]).tolist())

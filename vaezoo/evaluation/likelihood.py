@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.errors import NotFittedError
-from vaezoo.evaluation.report import Metric, Results, Skipped, average
+from vaezoo.evaluation.report import Results, Skipped, average
 
 if TYPE_CHECKING:
     from vaezoo.evaluation.observe import Observed
@@ -26,8 +26,8 @@ def bits_per_dimension(log_prob: Tensor, dims: int) -> Tensor:
 
 
 def dequantize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(255 x + u) / 256 with u uniform on [0, 1): grey levels spread over [0, 1], each over 1/256 (Theis et al. 2016,
-    section 3.1). A density p then bounds the probability of the levels: log P(x) >= E_u log p(x') - D log 256."""
+    """(255 x + u) / 256 with u uniform on [0, 1): grey levels fill [0, 1], each of them 1/256 (Theis et al.
+    2016, section 3.1). A density p bounds their probability: log P(x) >= E_u log p(x') - D log 256."""
     noise = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     return (255 * x + noise) / 256
 
@@ -73,19 +73,21 @@ def measure_likelihood(
         if dense:
             spread.append(model.log_prob(dequantize(x, generator), samples, generator))
     bound = torch.cat(bounds)
-    how = "log p(x|z) + log p(z) at the codes of x" if observed.deterministic else f"importance-weighted bound, k={samples}"
-    results["log_likelihood"] = average(bound, "nats per image", "higher", "; ".join(filter(None, [how, note])))
+    how = f"importance-weighted bound, k={samples}"
+    if observed.deterministic:
+        how = "log p(x|z) + log p(z) at the codes of x"
+    full_note = "; ".join(filter(None, [how, note]))
+    results["log_likelihood"] = average(bound, "nats per image", "higher", full_note)
 
     dims = math.prod(observed.shape)
     if grey:
         results["bits_per_dim"] = Skipped(f"the log-likelihood is a {CROSS_ENTROPY}")
     elif observed.measure == "density" and not dense:
-        results["bits_per_dim"] = Skipped("the pixels are not 8-bit levels, so a density has no probability of them")
+        results["bits_per_dim"] = Skipped(
+            "a density gives probabilities of 8-bit levels, and some pixels are none"
+        )
     else:
         bits = bits_per_dimension(torch.cat(spread), dims) + 8 if dense else bits_per_dimension(bound, dims)
         noise = "; uniform dequantisation (255x + u)/256, +8 bits" if dense else ""
-        results["bits_per_dim"] = average(bits, "bits", "lower", f"from the {how}{noise}")
+        results["bits_per_dim"] = average(bits, "bits", "lower", f"{how}{noise}")
     return results
-
-
-__all__ = ["Metric", "bits_per_dimension", "dequantize", "measure_likelihood"]

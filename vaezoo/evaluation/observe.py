@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -50,7 +49,9 @@ class Observed:
 def batches(
     split: Split, batch_size: int, dtype: torch.dtype, progress: str | None = None
 ) -> Iterator[Tensor]:
-    """All images of a split in order, [B, C, H, W]; the last batch may be smaller. `progress`: name of a bar."""
+    """All images of a split in order, [B, C, H, W]; the last batch may be smaller.
+
+    `progress`: title of a bar."""
     rows = torch.arange(len(split), device=split.device).split(batch_size)
     for indices in tqdm(rows, desc=progress, disable=progress is None, leave=False):
         yield split.batch(indices).to(dtype)
@@ -67,14 +68,19 @@ def observe(
     columns: dict[str, list[Tensor]] = {}
     means: list[Tensor] = []
     counts: tuple[Tensor, ...] | None = None
-    binary = eight_bit = None
+    binary: list[Tensor] = []
+    eight_bit: list[Tensor] = []
     with evaluation_mode(model):
         for x in images:
             q = model.encode(x)
             z = q.draw(generator)
             p = model.decode(z)
             reconstruction = model.decode(q.mean).mean
-            row = {"mse": mse(reconstruction, x), "psnr": psnr(reconstruction, x), "distortion": -p.log_prob(x)}
+            row = {
+                "mse": mse(reconstruction, x),
+                "psnr": psnr(reconstruction, x),
+                "distortion": -p.log_prob(x),
+            }
             if min(x.shape[-2:]) >= 3:
                 row["ssim"] = ssim(reconstruction, x)
             if model.prior is not None:
@@ -87,19 +93,16 @@ def observe(
                 levels = z if isinstance(z, tuple) else (z,)
                 chosen = tuple(code_counts(codes, latent.codes) for codes in levels)
                 counts = chosen if counts is None else tuple(a + b for a, b in zip(counts, chosen))
-            zero_one = ((x == 0) | (x == 1)).all()
-            on_level = ((255 * x - torch.round(255 * x)).abs() < 1e-3).all()
-            binary = zero_one if binary is None else binary & zero_one
-            eight_bit = on_level if eight_bit is None else eight_bit & on_level
-    assert binary is not None and eight_bit is not None, "there are no images"
+            binary.append(((x == 0) | (x == 1)).all())
+            eight_bit.append(((255 * x - torch.round(255 * x)).abs() < 1e-3).all())
     return Observed(
         per_image={name: torch.cat(values) for name, values in columns.items()},
         means=torch.cat(means) if means else None,
         counts=counts,
         deterministic=q.deterministic,
         measure=measure(p),
-        binary=bool(binary),
-        eight_bit=bool(eight_bit),
+        binary=bool(torch.stack(binary).all()),
+        eight_bit=bool(torch.stack(eight_bit).all()),
         shape=tuple(x.shape[1:]),
     )
 
@@ -111,8 +114,3 @@ def measure(p: Distribution) -> Measure:
     if isinstance(pixels, DiscretizedLogisticMixture):
         return "levels"
     return "binary" if pixels.support.is_discrete else "density"  # type: ignore[union-attr]
-
-
-def dimensions(shape: tuple[int, ...]) -> int:
-    """Numbers in an image."""
-    return math.prod(shape)

@@ -30,25 +30,35 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004, eq. 13), for images with range 1: [B] in [-1, 1].
+    """Structural similarity of each image (Wang et al. 2004, eq. 13), for images with range 1: [B].
 
     A Gaussian window of 11x11 pixels and sigma 1.5, C1 = .01^2, C2 = .03^2, at the positions where the window
-    lies inside the image. Images below 11 pixels have the largest odd window that fits, with sigma in proportion.
+    lies inside the image. Smaller images have the largest odd window that fits, with sigma in proportion.
+    a, b [B, C, H, W], with H and W at least 3.
     """
-    channels, height, width = a.shape[1:]
-    size = min(SSIM_WINDOW, height - 1 + height % 2, width - 1 + width % 2)
+    height, width = a.shape[-2:]
+    size = ssim_window(height, width)
     offsets = torch.arange(size, device=a.device, dtype=a.dtype) - size // 2
     window = torch.softmax(-0.5 * (offsets / (SSIM_SIGMA * size / SSIM_WINDOW)).square(), 0)
 
-    # The window is a product of two, so two one-dimensional convolutions do; every map is a channel.
-    maps = torch.cat([a, b, a * a, b * b, a * b], 1).flatten(0, 1).unsqueeze(1)
-    maps = F.conv2d(F.conv2d(maps, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
-    mean_a, mean_b, aa, bb, ab = maps.view(len(a), 5, channels, *maps.shape[2:]).unbind(1)
+    # The window is a product of two, and a convolution along one side is a product with a banded matrix: ten
+    # times as fast as conv2d on a CPU.
+    along_rows, along_columns = (
+        torch.stack([F.pad(window, (i, side - size - i)) for i in range(side - size + 1)])
+        for side in (height, width)
+    )
+    maps = along_rows @ torch.stack([a, b, a * a, b * b, a * b]) @ along_columns.T
+    mean_a, mean_b, aa, bb, ab = maps.unbind(0)
     var_a, var_b, covariance = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return (luminance * structure).flatten(1).mean(1)
+
+
+def ssim_window(height: int, width: int) -> int:
+    """Side of the window: 11, or the largest odd number that fits."""
+    return min(SSIM_WINDOW, height - 1 + height % 2, width - 1 + width % 2)
 
 
 def measure_reconstruction(observed: Observed) -> Results:
@@ -58,7 +68,7 @@ def measure_reconstruction(observed: Observed) -> Results:
         "mse": average(columns["mse"], "per pixel", "lower"),
         "psnr": average(columns["psnr"], "dB", "higher", "mean over images of each image's PSNR"),
     }
-    window = min(SSIM_WINDOW, *(side - 1 + side % 2 for side in observed.shape[1:]))
+    window = ssim_window(*observed.shape[1:])
     if "ssim" in columns:
         results["ssim"] = average(columns["ssim"], "", "higher", f"Gaussian window {window}x{window}")
     else:

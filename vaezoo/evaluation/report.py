@@ -55,7 +55,8 @@ def average(values: Tensor, unit: str, better: Better | None = None, note: str =
     """Mean over samples with its standard error. values [N], one per sample; skipped if one is not finite."""
     values = values.double()
     n = len(values)
-    statistics = torch.stack([values.mean(), values.var(correction=1) / n, values.isfinite().sum().double()])
+    variance_of_mean = values.var(correction=min(1, n - 1)) / n
+    statistics = torch.stack([values.mean(), variance_of_mean, values.isfinite().sum().double()])
     mean, variance, finite = statistics.tolist()  # the one synchronisation
     if finite < n:
         return Skipped(f"{n - int(finite)} of {n} values are not finite")
@@ -108,7 +109,9 @@ class Report:
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
         """The inverse of `to_dict`."""
         if content.get("schema") != SCHEMA:
-            raise VaezooError(f"a report of schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
+            raise VaezooError(
+                f"a report of schema {content.get('schema')!r}; this version reads schema {SCHEMA}"
+            )
         metrics = {name: Metric(**fields) for name, fields in content["metrics"].items()}
         return cls(content["header"], metrics, content["skipped"])
 
@@ -123,21 +126,24 @@ class Report:
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise VaezooError(f"{path} is not a report of vaezoo ({type(error).__name__}: {error})") from error
+            raise VaezooError(f"{path} is not a report of vaezoo: {type(error).__name__}: {error}") from error
 
     def table(self, style: str = "simple") -> str:
         """The report as text, in a style of `tabulate`."""
         arrows = {"higher": "↑", "lower": "↓", None: ""}
-        rows = [
-            [name, f"{m.value:.5g}", "" if m.se is None else f"{m.se:.2g}", arrows[m.better], m.unit, m.n, m.note]
-            for name, m in self.metrics.items()
-        ]
+        rows = []
+        for name, m in self.metrics.items():
+            se = "" if m.se is None else f"{m.se:.2g}"
+            rows.append([name, f"{m.value:.5g}", se, arrows[m.better], m.unit, m.n, m.note])
         headers = ["metric", "value", "± se", "", "unit", "n", "note"]
-        width = [None] * 6 + [60] if style == "simple" else None
+        width: list[int | None] | None = [None] * 6 + [60] if style == "simple" else None
         blocks = [tabulate(rows, headers, style, disable_numparse=True, maxcolwidths=width)] if rows else []
         if self.skipped:
-            skipped = [[name, reason] for name, reason in self.skipped.items()]
-            width = [None, 90] if style == "simple" else None
+            by_reason: dict[str, list[str]] = {}
+            for name, reason in self.skipped.items():
+                by_reason.setdefault(reason, []).append(name)
+            skipped = [[", ".join(names), reason] for reason, names in by_reason.items()]
+            width = [60, 70] if style == "simple" else None
             blocks.append(tabulate(skipped, ["skipped", "reason"], style, maxcolwidths=width))
         return "\n\n".join(blocks)
 

@@ -37,7 +37,7 @@ class VQVAE(Autoencoder):
         revive: float = Field(
             0.01, ge=0, lt=1, description="a code used less than this fraction of even usage is revived; 0: never"
         )
-        channels: int = Field(128, ge=2, description="channels of the convolutions")
+        channels: int = Field(64, ge=2, description="channels of the convolutions (256 in the paper)")
         residual_channels: int = Field(32, ge=1, description="channels inside the residual blocks")
         residual_blocks: int = Field(2, ge=0, description="residual blocks on either side")
         likelihood: str = Field("gaussian", description="name of p(x|z): gaussian, bernoulli, ...")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaezoo.errors import VaezooError
+from vaezoo.evaluation.report import Metric, Report, Skipped, average
+
+
+@pytest.fixture
+def report() -> Report:
+    header = {"model": {"name": "vae"}, "data": {"name": "digits"}, "split": "test"}
+    results: dict[str, Metric | Skipped] = {
+        "a/x": Metric(1.25, 10, "nats per image", 0.5, "lower", "a note"),
+        "a/nan": Metric(math.nan, 10, ""),
+        "a/inf": Metric(math.inf, 10, ""),
+        "b/y": Skipped("no reason"),
+    }
+    return Report.of(header, results)
+
+
+def test_json_round_trip(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+    assert json.loads(report.to_json())["schema"] == 1
+
+
+def test_values_that_are_not_finite_are_skipped_with_a_reason(report: Report) -> None:
+    assert set(report.metrics) == {"a/x"}
+    assert "nan" in report.skipped["a/nan"]
+    assert "inf" in report.skipped["a/inf"]
+    assert report.skipped["b/y"] == "no reason"
+
+
+def test_access(report: Report) -> None:
+    assert report["a/x"].value == 1.25
+    assert "a/x" in report
+    assert "b/y" not in report
+    with pytest.raises(VaezooError, match="no reason"):
+        report["b/y"]
+    with pytest.raises(VaezooError, match="did you mean 'a/x'"):
+        report["a/z"]
+
+
+def test_every_metric_and_reason_is_shown(report: Report) -> None:
+    for text in (report.table(), report.to_markdown()):
+        for part in ("a/x", "1.25", "0.5", "nats per image", "a note", "b/y", "no reason", "a/nan"):
+            assert part in text
+    assert report.to_markdown().startswith("# vae on digits (test)")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"schema": 2}', '{"schema": 1}'])
+def test_files_that_are_no_reports_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(VaezooError):
+        Report.load(path)
+
+
+def test_average_is_over_samples_with_its_standard_error() -> None:
+    values = torch.tensor([1.0, 2, 3, 6])
+    metric = average(values, "u")
+    assert isinstance(metric, Metric)
+    assert metric.value == 3
+    assert metric.se == pytest.approx(values.std().item() / 2)
+    single = average(torch.tensor([2.0]), "u")
+    assert isinstance(single, Metric)
+    assert single.se is None
+    assert average(torch.tensor([1.0, math.nan, math.inf]), "u") == Skipped("2 of 3 values are not finite")

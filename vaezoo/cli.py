@@ -1,0 +1,385 @@
+"""The command line. torch is imported only by the commands that need it, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vaezoo.errors import VaezooError
+
+if TYPE_CHECKING:
+    from vaezoo.autoencoder import Autoencoder
+    from vaezoo.data import ImageData
+
+OPTIONS_HELP = (
+    "key=value options of the model, of the training and, as data.key=value, of the data: "
+    "beta=4 latent_dim=10 clip=1 data.size=32; lists with commas or as JSON"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parse_value(text: str) -> Any:
+    """A value of a key=value option: JSON where it is JSON, a list where it has commas, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [parse_value(part) for part in text.split(",")] if "," in text else text
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """["beta=4", "data.size=32"] -> {"beta": 4, "data.size": 32}."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise VaezooError(f"'{pair}' is not an option: write key=value, such as beta=4")
+        options[key] = parse_value(value)
+    return options
+
+
+def below(options: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The options whose keys start with `prefix.`, without it; they are taken out of `options`."""
+    found = [key for key in options if key.startswith(f"{prefix}.")]
+    return {key[len(prefix) + 1 :]: options.pop(key) for key in found}
+
+
+def load_images(name: str, options: dict[str, Any], device: str | None, binarize: str | None = None) -> ImageData:
+    from vaezoo.data import load_data
+    from vaezoo.trainer import resolve_device
+
+    return load_data(name, device=resolve_device(device), binarize=binarize or "none", **options)
+
+
+def load_run(args: argparse.Namespace) -> tuple[Autoencoder, ImageData]:
+    """The model of a run, and its data: those it was trained on, or those of --data."""
+    from vaezoo.checkpoint import WEIGHTS, load, read_header
+    from vaezoo.data import load_data
+    from vaezoo.trainer import resolve_device
+
+    device = resolve_device(args.device)
+    model = load(args.run, device)
+    options = below(parsed := parse_options(args.options), "data")
+    if parsed:
+        raise VaezooError(f"'{next(iter(parsed))}' is not an option here: only data.key=value are")
+    path = Path(args.run)
+    header = read_header(path if path.suffix == ".safetensors" else path / WEIGHTS)["info"].get("data", {})
+    if args.data is not None:
+        return model, load_data(args.data, device=device, binarize=args.binarize or "none", **options)
+    if not header:
+        raise VaezooError(f"{args.run} does not say what it was trained on; name the data with --data")
+    return model, load_data(
+        header["name"],
+        device=device,
+        binarize=args.binarize or header["binarize"],
+        seed=header["seed"],
+        **{**header["options"], **options},
+    )
+
+
+# --- Commands -------------------------------------------------------------------------------------------
+
+
+def command_list(args: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from vaezoo.registry import MODELS, describe
+
+    rows = []
+    for name, origin, error in MODELS.status():
+        if name in MODELS.names(args.pattern):
+            rows.append([name, f"broken: {error}" if error else describe(name)["summary"], origin])
+    print(tabulate(rows, ["model", "what it is", "from"], maxcolwidths=[None, 90, 40]))
+
+
+def command_info(args: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from vaezoo.registry import describe
+
+    if Path(args.name).exists():
+        from vaezoo.checkpoint import WEIGHTS, read_header
+
+        path = Path(args.name)
+        print(json.dumps(read_header(path if path.suffix == ".safetensors" else path / WEIGHTS), indent=1))
+        return
+    about = describe(args.name)
+    print(f"{about['name']}: {about['summary']}\n\n{about['details']}\n\nPaper: {about['paper']}")
+    print(f"Prior: {about['prior']}\n")
+    rows = [[o["name"], o["type"], o["default"], o["limits"], o["meaning"]] for o in about["options"]]
+    print(tabulate(rows, ["option", "type", "default", "limits", "meaning"], maxcolwidths=[None, 24, 20, 12, 60]))
+    for data, recipe in about["recipes"].items():
+        print(f"\nRecipe on {'any data' if data == '*' else data}: {recipe}")
+
+
+def command_train(args: argparse.Namespace) -> None:
+    from vaezoo.compare import split_options
+    from vaezoo.registry import MODELS, create
+    from vaezoo.trainer import TrainConfig, train
+
+    if args.resume:
+        return resume_training(args)
+    if args.model is None or args.data is None:
+        raise VaezooError("train needs a model and --data, or --resume RUN: vaezoo train vae --data fashion_mnist")
+    options = parse_options(args.options)
+    data_options = below(options, "data")
+    model_class = MODELS.get(args.model)
+    kinds = (f"model {args.model}", model_class.Config.model_fields), ("training", TrainConfig.model_fields)
+    model_options, training = split_options(options, *kinds)
+    data = load_images(args.data, data_options, args.device, args.binarize)
+    model = create(args.model, **{"image_shape": data.image_shape, **model_options})
+    flags = {k: getattr(args, k) for k in ("epochs", "batch_size", "lr", "seed") if getattr(args, k) is not None}
+    out = Path(args.out or f"runs/{args.model}-{data.name}")
+    report_run(train(model, data, out=out, device=args.device, **{**training, **flags}), out, model.default_prior)
+    return None
+
+
+def resume_training(args: argparse.Namespace) -> None:
+    from vaezoo.data import load_data
+    from vaezoo.errors import CheckpointError
+    from vaezoo.registry import create
+    from vaezoo.trainer import resolve_device, train
+
+    given = [k for k in ("model", "data", "out", "batch_size", "lr", "seed", "binarize") if getattr(args, k) is not None]
+    if given or args.options:
+        what = given[0] if given else args.options[0]
+        raise VaezooError(f"--resume goes on with the run's own options, so '{what}' cannot be given (epochs can)")
+    try:
+        header = json.loads((Path(args.resume) / "run.json").read_text())
+        data, training = header["info"]["data"], header["info"]["train"]
+        model = create(header["model"], **header["config"])
+    except FileNotFoundError:
+        raise CheckpointError(f"no run in {args.resume}: run.json is not there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, VaezooError):
+            raise
+        raise CheckpointError(f"{args.resume}/run.json is damaged: {error}") from None
+    images = load_data(
+        data["name"], device=resolve_device(args.device), binarize=data["binarize"], seed=data["seed"], **data["options"]
+    )
+    if args.epochs is not None:
+        training["epochs"] = args.epochs
+    run = train(model, images, out=args.resume, resume=True, device=args.device, **training)
+    report_run(run, Path(args.resume), model.default_prior)
+
+
+def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
+    print(f"{run.steps} steps, {run.images_per_second:.0f} images/s; best validation loss {run.best_loss:.2f} nats "
+          f"per image at step {run.best_step}; written to {out}")
+    if needs_prior:
+        print(f"To sample from it, fit its prior: vaezoo fit-prior {out}")
+
+
+def command_fit_prior(args: argparse.Namespace) -> None:
+    from vaezoo.trainer import fit_prior
+
+    options = parse_options(args.options)
+    args.options = [pair for pair in args.options if pair.startswith("data.")]
+    below(options, "data")
+    model, data = load_run(args)
+    flags = {k: getattr(args, k) for k in ("epochs", "batch_size", "lr", "seed") if getattr(args, k) is not None}
+    fit_prior(
+        model, data, args.prior, out=args.run, resume=args.resume, device=args.device, **{**options, **flags}
+    )
+    print(f"{type(model.prior).__name__} fitted; the model with its prior is in {args.run}")
+
+
+def command_evaluate(args: argparse.Namespace) -> None:
+    from vaezoo.evaluation import evaluate
+
+    model, data = load_run(args)
+    report = evaluate(model, data, split=args.split, n=args.n, samples=args.samples, seed=args.seed, progress=True)
+    folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+    report.save(folder / "report.json")
+    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    print(report.table())
+
+
+def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[argparse.Namespace], None]:
+    """A command that writes one grid."""
+
+    def command(args: argparse.Namespace) -> None:
+        from vaezoo.plots import save_grid
+
+        folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+        print(save_grid(draw(args), args.out or folder / f"{name}.png"))
+
+    return command
+
+
+def draw_samples(args: argparse.Namespace) -> Any:
+    from vaezoo.checkpoint import load
+    from vaezoo.plots import samples
+    from vaezoo.trainer import resolve_device
+
+    return samples(load(args.run, resolve_device(args.device)), args.n, args.seed)
+
+
+def draw_traversals(args: argparse.Namespace) -> Any:
+    from vaezoo.plots import traversals
+
+    model, data = load_run(args)
+    return traversals(model, first_images(data, 256, args.seed), args.rows, args.steps)
+
+
+def draw_interpolations(args: argparse.Namespace) -> Any:
+    from vaezoo.plots import interpolations
+
+    model, data = load_run(args)
+    return interpolations(model, first_images(data, 2 * args.rows, args.seed), args.steps, args.spherical)
+
+
+def first_images(data: ImageData, n: int, seed: int) -> Any:
+    import torch
+
+    chosen = data.test.subset(n, seed)
+    return chosen.batch(torch.arange(len(chosen), device=chosen.device))
+
+
+def command_compare(args: argparse.Namespace) -> None:
+    from vaezoo.compare import compare, table
+    from vaezoo.registry import MODELS
+
+    options = parse_options(args.options)
+    data = load_images(args.data, below(options, "data"), args.device, args.binarize)
+    for name in args.models:
+        MODELS.get(name)
+    evaluation = below(options, "evaluate")
+    model_options = {name: below(options, name) for name in args.models}
+    if args.epochs is not None:
+        options["epochs"] = args.epochs
+    reports = compare(
+        args.models,
+        data,
+        args.out,
+        device=args.device,
+        seed=args.seed,
+        model_options=model_options,
+        evaluation=evaluation,
+        **options,
+    )
+    print(table(reports))
+    print(f"\nPictures, tables and runs: {args.out}/report.md")
+
+
+# --- The parser -----------------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    from vaezoo import __version__
+
+    parser = Parser(prog="vaezoo", description="A model zoo of variational autoencoders.")
+    parser.add_argument("--version", action="version", version=f"vaezoo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run_command=run)
+        return command
+
+    def add_device(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one")
+
+    def add_data(command: argparse.ArgumentParser, required: bool = False) -> None:
+        command.add_argument("--data", required=required, help="name of a data set, or a path to images")
+        command.add_argument("--binarize", choices=("none", "static", "dynamic"), help="Bernoulli pixels")
+        add_device(command)
+
+    def add_training(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--epochs", type=int, help="passes over the training images")
+        command.add_argument("--batch-size", type=int, help="images per step")
+        command.add_argument("--lr", type=float, help="learning rate")
+        command.add_argument("--seed", type=int, help="seed of the data's order and of all noise")
+
+    command = add("list", command_list, "List the models, plug-ins included.")
+    command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+
+    command = add("info", command_info, "Describe a model, or print the header of a run.")
+    command.add_argument("name", help="name of a model, or path of a run")
+
+    command = add("train", command_train, "Train a model.")
+    command.add_argument("model", nargs="?", help="name of a model")
+    command.add_argument("options", nargs="*", help=OPTIONS_HELP)
+    add_data(command)
+    add_training(command)
+    command.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
+    command.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+
+    command = add("fit-prior", command_fit_prior, "Fit a prior to a trained model's latents.")
+    command.add_argument("run", help="run folder")
+    command.add_argument("options", nargs="*", help="key=value options of the prior and of its training")
+    command.add_argument("--prior", help="name of the prior; default: the model's own")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted fit")
+    add_data(command)
+    add_training(command)
+
+    command = add("evaluate", command_evaluate, "Measure a trained model.")
+    command.add_argument("run", help="run folder or .safetensors file")
+    command.add_argument("options", nargs="*", help="data.key=value options of the data")
+    command.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    command.add_argument("-n", type=int, default=10_000, help="images to measure on")
+    command.add_argument("--samples", type=int, default=50, help="importance samples of the likelihood bound")
+    command.add_argument("--seed", type=int, default=0)
+    add_data(command)
+
+    command = add("sample", picture("samples", draw_samples), "Draw samples from a model's own prior.")
+    command.add_argument("run", help="run folder or .safetensors file")
+    command.add_argument("-n", type=int, default=100, help="number of images")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", help="PNG to write (default: RUN/samples.png)")
+    add_device(command)
+
+    for name, draw, text in (
+        ("traverse", picture("traversals", draw_traversals), "Move along the latent dimensions that vary most."),
+        ("interpolate", picture("interpolations", draw_interpolations), "Walk between pairs of test images."),
+    ):
+        command = add(name, draw, text)
+        command.add_argument("run", help="run folder or .safetensors file")
+        command.add_argument("options", nargs="*", help="data.key=value options of the data")
+        command.add_argument("--rows", type=int, default=10, help="rows of the grid")
+        command.add_argument("--steps", type=int, default=10, help="images in a row")
+        command.add_argument("--seed", type=int, default=0, help="seed of the choice of images")
+        command.add_argument("--out", help=f"PNG to write (default: RUN/{name}.png)")
+        if name == "interpolate":
+            command.add_argument("--spherical", action="store_true", help="along the great circle")
+        add_data(command)
+
+    command = add("compare", command_compare, "Train and evaluate several models, and print one table.")
+    command.add_argument("models", nargs="+", metavar="model", help="names of models, then key=value options")
+    command.add_argument("--epochs", type=int, help="passes over the training images, for every model")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", default="runs/compare", help="folder for runs, report and pictures")
+    add_data(command, required=True)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = make_parser().parse_args(arguments)
+    if args.command == "compare":
+        args.options = [word for word in args.models if "=" in word]
+        args.models = [word for word in args.models if "=" not in word]
+    if args.command == "train" and args.model and "=" in args.model:
+        args.options, args.model = [args.model, *args.options], None
+    try:
+        args.run_command(args)
+    except VaezooError as error:
+        print(f"vaezoo {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"vaezoo {args.command}: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
