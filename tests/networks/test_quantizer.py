@@ -1,0 +1,193 @@
+"""Oracles 10, 11 and 12, and trap 5: what moving-average codebooks get wrong in public code."""
+
+import math
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from vaezoo.networks.quantizer import Codebook, perplexity
+
+
+def clusters(n=400, k=5, dim=3, seed=0):
+    noise = torch.Generator().manual_seed(seed)
+    centres = 6 * torch.randn(k, dim, generator=noise, dtype=torch.float64)
+    labels = torch.arange(n) % k
+    return centres[labels] + 0.3 * torch.randn(n, dim, generator=noise, dtype=torch.float64)
+
+
+def as_grid(z):
+    return z.T.reshape(1, z.shape[1], 1, -1)
+
+
+def make(start, **options):
+    book = Codebook(*start.shape, **{"revive": 0.0, **options}).double()
+    with torch.no_grad():
+        book.vectors.copy_(start)
+    return book
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (3, 4, 5, 6), (1, 4, 1, 1)])
+def test_nearest_is_the_nearest(shape):
+    torch.manual_seed(0)
+    book = Codebook(11, shape[1])
+    z = torch.randn(shape)
+    flat = z.movedim(1, -1)
+    brute_force = torch.cdist(flat.reshape(-1, shape[1]), book.vectors).argmin(1).view(flat.shape[:-1])
+    q = book(z)
+    assert torch.equal(q.codes, brute_force)
+    assert torch.equal(q.vectors.movedim(1, -1), book.vectors[brute_force])
+
+
+def test_nearest_in_blocks_is_nearest_at_once(monkeypatch):
+    torch.manual_seed(0)
+    book, z = Codebook(7, 3), torch.randn(2, 3, 9, 9)
+    whole = book.nearest(z)
+    monkeypatch.setattr("vaezoo.networks.quantizer.BLOCK", 10)
+    assert torch.equal(book.nearest(z), whole)
+
+
+def test_one_update_without_memory_is_a_lloyd_step():
+    z = clusters()
+    book = make(z[:5].clone(), decay=0.0)
+    q = book(as_grid(z))
+    expected = torch.stack([z[q.codes.flatten() == k].mean(0) for k in range(5)])
+    book.update(q)
+    torch.testing.assert_close(book.vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_converges_to_k_means():
+    z = clusters(k=5)
+    start = z[[0, 1, 2, 3, 4]].clone()
+    reference = KMeans(5, init=start.numpy(), n_init=1, max_iter=300, tol=0).fit(z.numpy())
+    book = make(start, decay=0.0)
+    for _ in range(50):
+        book.update(book(as_grid(z)))
+    torch.testing.assert_close(
+        book.vectors, torch.from_numpy(reference.cluster_centers_), rtol=0, atol=1e-4
+    )
+
+
+def test_moving_average_settles_on_the_centroids():
+    z = clusters()
+    book = make(z[:5].clone(), decay=0.99)
+    for _ in range(1500):
+        book.update(book(as_grid(z)))
+    codes = book.nearest(as_grid(z)).flatten()
+    centroids = torch.stack([z[codes == k].mean(0) for k in range(5)])
+    assert (book.vectors - centroids).norm(dim=1).max() < 1e-3
+
+
+def test_update_is_the_papers_moving_average():
+    """Eq. 6 to 8 written out, with sums m and counts N of their own, over batches that vary."""
+    z = clusters(n=600)
+    book = make(z[:5].clone(), decay=0.9)
+    even = 100 / 5
+    counts, sums = torch.full((5,), even).double(), even * book.vectors.clone()
+    for batch in z.split(100):
+        q = book(as_grid(batch))
+        one_hot = torch.nn.functional.one_hot(q.codes.flatten(), 5).double()
+        counts = 0.9 * counts + 0.1 * one_hot.sum(0)
+        sums = 0.9 * sums + 0.1 * one_hot.T @ batch
+        book.update(q)
+        torch.testing.assert_close(book.vectors, sums / counts.unsqueeze(1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.99])
+def test_unused_codes_stay_where_they_are(decay):
+    """Trap 5: with counts that start at zero, or a smoothing 1/eps, unused codes jump to huge norms."""
+    z = clusters(k=2)
+    start = torch.cat([z[:2], torch.full((3, 3), 100.0).double()])
+    book = make(start.clone(), decay=decay)
+    for _ in range(3000):
+        book.update(book(as_grid(z)))
+    assert torch.equal(book.vectors[2:], start[2:])
+    assert book.vectors.isfinite().all()
+
+
+def test_dead_codes_are_revived_onto_the_data_with_fresh_usage():
+    """Trap 5: a revival that forgets the running state is undone, or repeated, at the next step."""
+    torch.manual_seed(0)
+    z = clusters(n=500, k=5)
+    start = torch.cat([z[:1], torch.full((4, 3), 100.0).double()])
+    book = make(start, decay=0.5, revive=0.05)
+    for _ in range(5):
+        book.update(book(as_grid(z)))
+    revived = book.vectors[1:]
+    assert (torch.cdist(revived, z).min(1).values < 1.0).all(), "revived codes are not near the data"
+    assert (book.usage > book.revive).all()
+    before = book.vectors.clone()
+    book.update(book(as_grid(z)))
+    assert (book.vectors - before).norm(dim=1).max() < 10, "a revived code jumped away again"
+    for _ in range(50):
+        book.update(book(as_grid(z)))
+    assert perplexity(book.nearest(as_grid(z)), 5) > 3
+
+
+def test_living_codes_are_not_revived():
+    z = clusters(k=5)
+    start = z[:5].clone()
+    moved, fixed = make(start.clone(), revive=0.01), make(start.clone(), revive=0.0)
+    for _ in range(10):
+        moved.update(moved(as_grid(z)))
+        fixed.update(fixed(as_grid(z)))
+    assert torch.equal(moved.vectors, fixed.vectors)
+
+
+def test_gradient_codebook_is_a_parameter_and_update_leaves_it():
+    book = Codebook(4, 3, ema=False, revive=0.0)
+    assert [name for name, _ in book.named_parameters()] == ["vectors"]
+    before = book.vectors.detach().clone()
+    book.update(book(torch.randn(2, 3, 4, 4)))
+    assert torch.equal(book.vectors, before)
+    assert not list(Codebook(4, 3, ema=True).parameters())
+
+
+def test_k_means_start_lowers_the_quantisation_error():
+    torch.manual_seed(0)
+    z = as_grid(clusters(n=1000, k=8))
+    book = make(torch.zeros(8, 3).double())
+
+    def error():
+        return (z - book(z).vectors).square().mean().item()
+
+    at_zero = error()
+    book.initialize(z, iterations=0)
+    at_random = error()
+    book.initialize(z, iterations=20)
+    assert error() < at_random < at_zero
+
+
+def test_k_means_start_with_fewer_vectors_than_codes():
+    book = make(torch.zeros(8, 3).double())
+    book.initialize(as_grid(clusters(n=5)))
+    assert book.vectors.isfinite().all()
+
+
+def test_straight_through_copies_the_gradient_bit_for_bit():
+    """Oracle 11: what arrives at z_q goes on to z_e unchanged."""
+    torch.manual_seed(0)
+    book, decoder = Codebook(6, 4), torch.nn.Conv2d(4, 2, 3)
+    z = torch.randn(2, 4, 5, 5, requires_grad=True)
+    sample = book(z).rsample()
+    sample.retain_grad()
+    decoder(sample).square().sum().backward()
+    assert torch.equal(z.grad, sample.grad)
+
+
+def test_the_decoder_reads_codebook_vectors_exactly():
+    """Trap 6: z_e + (e - z_e) is not e in floating point; a decoder that reads z_e itself is worse."""
+    torch.manual_seed(0)
+    book = Codebook(6, 4)
+    z = 1000 * torch.randn(2, 4, 5, 5)
+    q = book(z)
+    assert torch.equal(q.rsample(), book.lookup(q.codes))
+
+
+def test_perplexity():
+    """Oracle 12."""
+    assert perplexity(torch.arange(64).view(4, 4, 4), 64).item() == pytest.approx(64, rel=1e-5)
+    assert perplexity(torch.full((3, 5), 7), 64).item() == pytest.approx(1)
+    assert perplexity(torch.tensor([0, 0, 0, 1]), 9).item() == pytest.approx(
+        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)), rel=1e-6
+    )

@@ -1,0 +1,151 @@
+"""Oracles 4 and 15: closed forms, Monte Carlo within standard errors, normalisation by enumeration."""
+
+import math
+
+import pytest
+import torch
+from torch import distributions as td
+
+from vaezoo.distributions import Delta, DiagonalGaussian, DiscretizedLogisticMixture, Joint, Quantized
+
+
+@pytest.fixture
+def gaussians():
+    noise = torch.Generator().manual_seed(0)
+    mean, log_variance, other_mean, other_log_variance = torch.randn(
+        4, 3, 5, generator=noise, dtype=torch.float64
+    )
+    return DiagonalGaussian(mean, log_variance), DiagonalGaussian(other_mean, other_log_variance)
+
+
+def as_torch(q):
+    return td.Independent(td.Normal(q.mean, q.variance.sqrt()), 1)
+
+
+def test_gaussian_agrees_with_torch(gaussians):
+    q, p = gaussians
+    z = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(q.log_prob(z), as_torch(q).log_prob(z), rtol=0, atol=1e-10)
+    torch.testing.assert_close(q.entropy(), as_torch(q).entropy(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        td.kl_divergence(q, p), td.kl_divergence(as_torch(q), as_torch(p)), rtol=0, atol=1e-10
+    )
+
+
+def test_kl_to_the_standard_normal(gaussians):
+    q, _ = gaussians
+    standard = DiagonalGaussian(torch.zeros(3, 5).double(), torch.zeros(3, 5).double())
+    torch.testing.assert_close(
+        q.kl_per_dimension().sum(-1), td.kl_divergence(q, standard), rtol=0, atol=1e-12
+    )
+    assert torch.equal(standard.kl_per_dimension(), torch.zeros(3, 5).double())
+
+
+def test_kl_agrees_with_monte_carlo(gaussians):
+    q, p = gaussians
+    z = q.sample((1_000_000 // 3,), generator=torch.Generator().manual_seed(2))
+    estimates = q.log_prob(z) - p.log_prob(z)
+    error = estimates.std(0) / math.sqrt(len(z))
+    assert ((estimates.mean(0) - td.kl_divergence(q, p)).abs() < 4 * error).all()
+
+
+def test_categorical_kl_to_uniform_is_log_k_minus_entropy():
+    q = td.Categorical(logits=torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).double())
+    uniform = td.Categorical(logits=torch.zeros(4, 9).double())
+    torch.testing.assert_close(
+        td.kl_divergence(q, uniform), math.log(9) - q.entropy(), rtol=0, atol=1e-10
+    )
+
+
+def test_gaussian_sample_moments(gaussians):
+    q, _ = gaussians
+    n = 200_000
+    z = q.sample((n,), generator=torch.Generator().manual_seed(3))
+    assert ((z.mean(0) - q.mean).abs() < 5 * (q.variance / n).sqrt()).all()
+    assert ((z.var(0) / q.variance - 1).abs() < 5 * math.sqrt(2 / n)).all()
+
+
+def test_reparameterised_gradient(gaussians):
+    """d E[z^2] / d mean = 2 mean and d E[z^2] / d log_variance = variance, by the path through the sample."""
+    mean = torch.tensor([[0.7]], dtype=torch.float64, requires_grad=True)
+    log_variance = torch.tensor([[-0.4]], dtype=torch.float64, requires_grad=True)
+    n = 400_000
+    z = DiagonalGaussian(mean, log_variance).rsample((n,), generator=torch.Generator().manual_seed(4))
+    (z.square().sum() / n).backward()
+    assert mean.grad.item() == pytest.approx(2 * 0.7, abs=0.02)
+    assert log_variance.grad.item() == pytest.approx(math.exp(-0.4), abs=0.02)
+
+
+def test_delta_has_no_density():
+    q = Delta(torch.ones(2, 3))
+    assert torch.equal(q.log_prob(torch.ones(2, 3)), torch.full((2,), math.inf))
+    assert torch.equal(q.log_prob(torch.zeros(2, 3)), torch.full((2,), -math.inf))
+    assert q.sample((4,)).shape == (4, 2, 3)
+
+
+def test_quantized_is_over_codes():
+    codes = torch.tensor([[[0, 1]], [[2, 2]]])
+    q = Quantized(torch.randn(2, 3, 1, 2), codes, torch.randn(2, 3, 1, 2))
+    assert torch.equal(q.log_prob(codes), torch.zeros(2))
+    assert torch.equal(q.log_prob(torch.tensor([[[0, 0]], [[2, 2]]])), torch.tensor([-math.inf, 0.0]))
+    joint = Joint((q, q))
+    assert joint.deterministic
+    assert [level.shape for level in joint.draw()] == [(2, 1, 2), (2, 1, 2)]
+    assert torch.equal(joint.log_prob(joint.draw()), torch.zeros(2))
+
+
+def mixture(log_scale, components=3, seed=0, dtype=torch.float64):
+    noise = torch.Generator().manual_seed(seed)
+    shape = (2, components, 1, 2, 2)
+    logits, offset = torch.randn(2, *shape, generator=noise, dtype=dtype)
+    loc = torch.rand(shape, generator=noise, dtype=dtype) * 1.4 - 0.2  # some outside the image range
+    return DiscretizedLogisticMixture(logits, loc, log_scale + 0.1 * offset)
+
+
+LEVELS = torch.arange(256, dtype=torch.float64) / 255
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, -5.0, -3.0, -1.0, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_discretised_logistics_sum_to_one(log_scale, dtype):
+    p = mixture(log_scale, dtype=dtype)
+    grid = LEVELS.to(dtype).view(-1, 1, 1, 1, 1)
+    total = torch.stack([p.log_prob(level.expand(2, 1, 2, 2)).double().exp() for level in grid]).sum(0)
+    tolerance = 1e-6 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, 0.0, 3.0])
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_discretised_logistics_have_finite_gradients(log_scale, level):
+    noise = torch.Generator().manual_seed(0)
+    parameters = torch.randn(3, 1, 4, 1, 2, 2, generator=noise)
+    parameters[2] += log_scale
+    parameters.requires_grad_()
+    p = DiscretizedLogisticMixture(*parameters)
+    p.log_prob(torch.full((1, 1, 2, 2), level)).sum().backward()
+    assert parameters.grad.isfinite().all()
+    assert parameters.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("log_scale", [-6.0, -2.0, 1.0])
+def test_discretised_logistic_mean_is_within_half_a_level(log_scale):
+    p = mixture(log_scale)
+    probabilities = torch.stack([p.log_prob(level.expand(2, 1, 2, 2)).exp() for level in LEVELS])
+    exact = (probabilities * LEVELS.view(-1, 1, 1, 1, 1)).sum(0)
+    assert (p.mean - exact).abs().max() <= 0.5 / 255 + 1e-9
+
+
+def test_discretised_logistic_samples_follow_the_probabilities():
+    torch.manual_seed(0)
+    one = DiscretizedLogisticMixture(*torch.tensor([[0.0, 1.0], [0.2, 0.7], [-3.0, -4.0]]).view(3, 1, 2, 1, 1, 1))
+    n = 100_000
+    many = DiscretizedLogisticMixture(
+        one.log_weights.expand(n, -1, -1, -1, -1), one.loc.expand(n, -1, -1, -1, -1), one.log_scale.expand(n, -1, -1, -1, -1)
+    )
+    counts = torch.bincount((many.sample().flatten() * 255).round().long(), minlength=256).double()
+    expected = n * torch.stack([one.log_prob(l.float().view(1, 1, 1, 1)).exp().squeeze() for l in LEVELS]).double()
+    seen = expected > 5
+    chi_squared = ((counts - expected).square() / expected)[seen].sum()
+    degrees = int(seen.sum()) - 1
+    assert chi_squared < degrees + 5 * math.sqrt(2 * degrees)
