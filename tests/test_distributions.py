@@ -52,9 +52,7 @@ def test_kl_agrees_with_monte_carlo(gaussians):
 def test_categorical_kl_to_uniform_is_log_k_minus_entropy():
     q = td.Categorical(logits=torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).double())
     uniform = td.Categorical(logits=torch.zeros(4, 9).double())
-    torch.testing.assert_close(
-        td.kl_divergence(q, uniform), math.log(9) - q.entropy(), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(td.kl_divergence(q, uniform), math.log(9) - q.entropy(), rtol=0, atol=1e-10)
 
 
 def test_gaussian_sample_moments(gaussians):
@@ -138,13 +136,19 @@ def test_discretised_logistic_mean_is_within_half_a_level(log_scale):
 
 def test_discretised_logistic_samples_follow_the_probabilities():
     torch.manual_seed(0)
-    one = DiscretizedLogisticMixture(*torch.tensor([[0.0, 1.0], [0.2, 0.7], [-3.0, -4.0]]).view(3, 1, 2, 1, 1, 1))
+    one = DiscretizedLogisticMixture(
+        *torch.tensor([[0.0, 1.0], [0.2, 0.7], [-3.0, -4.0]]).view(3, 1, 2, 1, 1, 1)
+    )
     n = 100_000
     many = DiscretizedLogisticMixture(
-        one.log_weights.expand(n, -1, -1, -1, -1), one.loc.expand(n, -1, -1, -1, -1), one.log_scale.expand(n, -1, -1, -1, -1)
+        one.log_weights.expand(n, -1, -1, -1, -1),
+        one.loc.expand(n, -1, -1, -1, -1),
+        one.log_scale.expand(n, -1, -1, -1, -1),
     )
     counts = torch.bincount((many.sample().flatten() * 255).round().long(), minlength=256).double()
-    expected = n * torch.stack([one.log_prob(l.float().view(1, 1, 1, 1)).exp().squeeze() for l in LEVELS]).double()
+    expected = (
+        n * torch.stack([one.log_prob(l.float().view(1, 1, 1, 1)).exp().squeeze() for l in LEVELS]).double()
+    )
     seen = expected > 5
     chi_squared = ((counts - expected).square() / expected)[seen].sum()
     degrees = int(seen.sum()) - 1

@@ -13,7 +13,9 @@ NAMES = LIKELIHOODS.names()
 
 def make(name, channels=1, size=4, scale=0.3, value=0.4):
     likelihood = LIKELIHOODS.get(name)(scale).double()
-    parameters = torch.full((1, channels * likelihood.parameters_per_channel, size, size), value, dtype=torch.float64)
+    parameters = torch.full(
+        (1, channels * likelihood.parameters_per_channel, size, size), value, dtype=torch.float64
+    )
     return likelihood, likelihood(parameters)
 
 
@@ -33,7 +35,9 @@ def test_bernoulli_against_its_formula():
     probability = 1 / (1 + math.exp(-0.4))
     for x in (0.0, 1.0, 0.3):
         expected = x * math.log(probability) + (1 - x) * math.log(1 - probability)
-        assert p.log_prob(torch.tensor([[[[x]]]], dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-12)
+        assert p.log_prob(torch.tensor([[[[x]]]], dtype=torch.float64)).item() == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("name", "reference"), [("gaussian", stats.norm), ("laplace", stats.laplace)])
@@ -81,7 +85,9 @@ def test_learned_scale_finds_the_residual():
         return loss
 
     optimizer.step(closure)
-    assert likelihood.log_scale.exp().square().item() == pytest.approx((x - mean).square().mean().item(), rel=1e-4)
+    assert likelihood.log_scale.exp().square().item() == pytest.approx(
+        (x - mean).square().mean().item(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

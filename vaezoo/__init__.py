@@ -1,11 +1,11 @@
 """vaezoo: a model zoo of variational autoencoders.
 
-    import vaezoo
+import vaezoo
 
-    model = vaezoo.create("beta_vae", beta=4)
-    run = vaezoo.train(model, "fashion_mnist", epochs=20)
-    report = vaezoo.evaluate(model, "fashion_mnist")
-    images = model.sample(64)
+model = vaezoo.create("beta_vae", beta=4)
+run = vaezoo.train(model, "fashion_mnist", epochs=20)
+report = vaezoo.evaluate(model, "fashion_mnist")
+images = model.sample(64)
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing.
+# Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing. No submodule
+# may have the name of a function here: importing it would put the module in the function's place.
 _NAMES = {
     "create": "vaezoo.registry",
     "describe": "vaezoo.registry",
@@ -32,7 +33,7 @@ _NAMES = {
     "save": "vaezoo.checkpoint",
     "load_data": "vaezoo.data",
     "evaluate": "vaezoo.evaluation",
-    "compare": "vaezoo.compare",
+    "compare": "vaezoo.comparison",
 }
 
 __all__ = sorted(_NAMES)  # noqa: PLE0605
@@ -40,7 +41,7 @@ __all__ = sorted(_NAMES)  # noqa: PLE0605
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder, AutoencoderConfig
     from vaezoo.checkpoint import load, save
-    from vaezoo.compare import compare
+    from vaezoo.comparison import compare
     from vaezoo.data import load_data
     from vaezoo.errors import VaezooError
     from vaezoo.evaluation import evaluate

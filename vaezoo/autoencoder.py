@@ -42,6 +42,9 @@ __all__ = [
     "map_latent",
 ]
 
+#: Pixels that `log_prob` decodes at a time, which bounds its memory whatever the number of samples.
+DECODED_PIXELS = 2**21
+
 A = TypeVar("A", bound="Autoencoder")
 
 
@@ -255,13 +258,13 @@ class Autoencoder(nn.Module):
             z = q.draw()
             return -self.distortion(x, z) - prior.kl(q, z)
         total = x.new_full((len(x),), -math.inf)
-        chunk = max(1, 4096 // len(x))  # bounds the memory: about 4096 images are decoded at a time
+        chunk = max(1, DECODED_PIXELS // x.numel())
         for start in range(0, samples, chunk):
             k = min(chunk, samples - start)
             z = q.sample((k,), generator)
-            log_prior = prior.log_prob(z.flatten(0, 1)).view(k, -1)
-            images = x.expand(k, *x.shape).flatten(0, 1)
-            log_likelihood = -self.distortion(images, z.flatten(0, 1)).view(k, -1)
+            flat = map_latent(lambda level: level.flatten(0, 1), z)
+            log_prior = prior.log_prob(flat).view(k, -1)
+            log_likelihood = -self.distortion(x.expand(k, *x.shape).flatten(0, 1), flat).view(k, -1)
             log_weights = log_likelihood + log_prior - q.log_prob(z)
             total = torch.logaddexp(total, log_weights.logsumexp(0))
         return total - math.log(samples)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +28,37 @@ SCHEMA = 1
 WEIGHTS = "model.safetensors"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
+@contextmanager
+def _atomically(path: Path) -> Iterator[Path]:
+    """Gives a temporary file to write; only when that is whole does it take the place of `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header as one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        save_file(flat, temporary, metadata={"vaezoo": json.dumps(header)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not write {path}: {error}; the previous file, if any, is intact") from error
+        raise CheckpointError(
+            f"could not write {path}: {error}; the previous file, if any, is intact"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or its folder could not be made
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that at every moment either the old or the new one is there, whole."""
+    with _atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header as one safetensors file, atomically."""
+    with _atomically(path) as temporary:
+        flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        save_file(flat, temporary, metadata={"vaezoo": json.dumps(header)})
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -86,7 +90,11 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", prefix: str = "
     """The tensors whose names start with `prefix`, without it."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+            return {
+                name[len(prefix) :]: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - the file itself is not iterable
+                if name.startswith(prefix)
+            }
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
@@ -95,7 +103,10 @@ def model_header(model: Autoencoder, info: Mapping[str, Any] | None = None) -> d
     """All of a checkpoint but its tensors: registered name, config, prior, and `info`."""
     prior = None
     if model.prior is not None:
-        prior = {"name": PRIORS.name_of(type(model.prior)), "config": model.prior.config.model_dump(mode="json")}
+        prior = {
+            "name": PRIORS.name_of(type(model.prior)),
+            "config": model.prior.config.model_dump(mode="json"),
+        }
     return {
         "schema": SCHEMA,
         "vaezoo": __version__,
@@ -117,7 +128,7 @@ def save(model: Autoencoder, path: str | Path, info: Mapping[str, Any] | None = 
     Raises:
         CheckpointError: the file cannot be written; a previous one is left as it was.
     """
-    path = _file(path)
+    path = weights_file(path)
     write_tensors(path, model.state_dict(), model_header(model, info))
     return path
 
@@ -134,11 +145,11 @@ def load(path: str | Path, device: torch.device | str = "cpu", **modules: nn.Mod
         CheckpointError: the file is missing, damaged, foreign, or does not fit this version or those modules.
             Nothing in the file is executed.
     """
-    path = _file(path)
+    path = weights_file(path)
     header = read_header(path)
     try:
         config, prior = header["config"], header["prior"]
-        # First without memory, so that a header that claims a huge model is found out by the file's own shapes.
+        # First without memory, so that the file's own shapes find out a header that claims a huge model.
         with torch.device("meta"):
             expected = _build(header["model"], config, prior, modules).state_dict()
         _check_shapes(path, expected)
@@ -146,12 +157,16 @@ def load(path: str | Path, device: torch.device | str = "cpu", **modules: nn.Mod
         model.load_state_dict(read_tensors(path))
     except CheckpointError:
         raise
-    except (VaezooError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except VaezooError as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
     return model.to(device).eval()
 
 
-def _build(name: str, config: dict[str, Any], prior: dict[str, Any] | None, modules: dict[str, nn.Module]) -> Autoencoder:
+def _build(
+    name: str, config: dict[str, Any], prior: dict[str, Any] | None, modules: dict[str, nn.Module]
+) -> Autoencoder:
     model = create(name, **config, **modules)
     if prior is None:
         model.prior = None
@@ -163,17 +178,19 @@ def _build(name: str, config: dict[str, Any], prior: dict[str, Any] | None, modu
 
 def _check_shapes(path: Path, expected: Mapping[str, Tensor]) -> None:
     with safe_open(path, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        names = list(file.keys())
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"{path} does not fit its own config: tensor '{name}' is {found.get(name, 'missing')} in the file "
-                f"and {wanted.get(name, 'absent')} in the model; a model made with an encoder or decoder of "
-                "your own needs them here too: vaezoo.load(path, encoder=..., decoder=...)"
+                f"{path} does not fit its own config: tensor '{name}' is {found.get(name, 'missing')} in the "
+                f"file and {wanted.get(name, 'absent')} in the model; a model made with an encoder or "
+                "decoder of your own needs them here too: vaezoo.load(path, encoder=..., decoder=...)"
             )
 
 
-def _file(path: str | Path) -> Path:
+def weights_file(path: str | Path) -> Path:
+    """The weights of a run folder, or the file itself."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / WEIGHTS

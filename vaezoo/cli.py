@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,37 +55,49 @@ def below(options: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) + 1 :]: options.pop(key) for key in found}
 
 
-def load_images(name: str, options: dict[str, Any], device: str | None, binarize: str | None = None) -> ImageData:
+def load_images(
+    name: str, options: dict[str, Any], device: str | None, binarize: str | None, **recorded: Any
+) -> ImageData:
+    """The data, with options given as data.key=value over those that a run has recorded."""
     from vaezoo.data import load_data
     from vaezoo.trainer import resolve_device
 
-    return load_data(name, device=resolve_device(device), binarize=binarize or "none", **options)
+    for key in ("source", "device", "binarize"):
+        if key in options:
+            raise VaezooError(
+                f"'data.{key}' is not an option of the data; see --help for what is set by flags"
+            )
+    settings: dict[str, Any] = {"binarize": binarize or "none", **recorded, **options}
+    return load_data(name, device=resolve_device(device), **settings)
+
+
+def load_recorded(
+    run: str, data: dict[str, Any], options: dict[str, Any], device: str | None, binarize: str | None
+) -> ImageData:
+    """The data that a run was trained on, from the header that it keeps."""
+    if data.get("name") in (None, "tensor", "ndarray"):
+        raise VaezooError(f"{run} does not name data that can be loaded; name the data with --data")
+    recorded = {"seed": data.get("seed", 0), **data.get("options", {})}
+    return load_images(data["name"], options, device, binarize or data.get("binarize"), **recorded)
 
 
 def load_run(args: argparse.Namespace) -> tuple[Autoencoder, ImageData]:
     """The model of a run, and its data: those it was trained on, or those of --data."""
-    from vaezoo.checkpoint import WEIGHTS, load, read_header
-    from vaezoo.data import load_data
-    from vaezoo.trainer import resolve_device
+    from vaezoo.checkpoint import load, read_header, weights_file
+    from vaezoo.trainer import check_shape, resolve_device
 
-    device = resolve_device(args.device)
-    model = load(args.run, device)
-    options = below(parsed := parse_options(args.options), "data")
-    if parsed:
-        raise VaezooError(f"'{next(iter(parsed))}' is not an option here: only data.key=value are")
-    path = Path(args.run)
-    header = read_header(path if path.suffix == ".safetensors" else path / WEIGHTS)["info"].get("data", {})
+    options = parse_options(args.options)
+    data_options = below(options, "data")
+    if options:
+        raise VaezooError(f"'{next(iter(options))}' is not an option here: only data.key=value are")
+    model = load(args.run, resolve_device(args.device))
     if args.data is not None:
-        return model, load_data(args.data, device=device, binarize=args.binarize or "none", **options)
-    if not header:
-        raise VaezooError(f"{args.run} does not say what it was trained on; name the data with --data")
-    return model, load_data(
-        header["name"],
-        device=device,
-        binarize=args.binarize or header["binarize"],
-        seed=header["seed"],
-        **{**header["options"], **options},
-    )
+        data = load_images(args.data, data_options, args.device, args.binarize)
+    else:
+        header = read_header(weights_file(args.run)).get("info", {}).get("data", {})
+        data = load_recorded(args.run, header, data_options, args.device, args.binarize)
+    check_shape(model, data)
+    return model, data
 
 
 # --- Commands -------------------------------------------------------------------------------------------
@@ -95,64 +109,83 @@ def command_list(args: argparse.Namespace) -> None:
     from vaezoo.registry import MODELS, describe
 
     rows = []
-    for name, origin, error in MODELS.status():
-        if name in MODELS.names(args.pattern):
-            rows.append([name, f"broken: {error}" if error else describe(name)["summary"], origin])
+    for name, origin, error in MODELS.status(args.pattern):
+        rows.append([name, f"broken: {error}" if error else describe(name)["summary"], origin])
+    if not rows:
+        raise VaezooError(f"no model matches '{args.pattern}'. Available: {', '.join(MODELS.names())}")
     print(tabulate(rows, ["model", "what it is", "from"], maxcolwidths=[None, 90, 40]))
 
 
 def command_info(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
-    from vaezoo.registry import describe
+    from vaezoo.registry import MODELS, describe
 
-    if Path(args.name).exists():
-        from vaezoo.checkpoint import WEIGHTS, read_header
+    if args.name not in MODELS.names() and (Path(args.name).exists() or len(Path(args.name).parts) > 1):
+        from vaezoo.checkpoint import read_header, weights_file
 
-        path = Path(args.name)
-        print(json.dumps(read_header(path if path.suffix == ".safetensors" else path / WEIGHTS), indent=1))
+        print(json.dumps(read_header(weights_file(args.name)), indent=1))
         return
     about = describe(args.name)
     print(f"{about['name']}: {about['summary']}\n\n{about['details']}\n\nPaper: {about['paper']}")
     print(f"Prior: {about['prior']}\n")
     rows = [[o["name"], o["type"], o["default"], o["limits"], o["meaning"]] for o in about["options"]]
-    print(tabulate(rows, ["option", "type", "default", "limits", "meaning"], maxcolwidths=[None, 24, 20, 12, 60]))
+    print(
+        tabulate(
+            rows, ["option", "type", "default", "limits", "meaning"], maxcolwidths=[None, 24, 20, 12, 60]
+        )
+    )
     for data, recipe in about["recipes"].items():
         print(f"\nRecipe on {'any data' if data == '*' else data}: {recipe}")
 
 
 def command_train(args: argparse.Namespace) -> None:
-    from vaezoo.compare import split_options
+    from vaezoo.comparison import split_options
+    from vaezoo.random import derive, seeded
     from vaezoo.registry import MODELS, create
     from vaezoo.trainer import TrainConfig, train
 
     if args.resume:
         return resume_training(args)
     if args.model is None or args.data is None:
-        raise VaezooError("train needs a model and --data, or --resume RUN: vaezoo train vae --data fashion_mnist")
+        raise VaezooError(
+            "train needs a model and --data, or --resume RUN: vaezoo train vae --data fashion_mnist"
+        )
     options = parse_options(args.options)
     data_options = below(options, "data")
     model_class = MODELS.get(args.model)
     kinds = (f"model {args.model}", model_class.Config.model_fields), ("training", TrainConfig.model_fields)
     model_options, training = split_options(options, *kinds)
+    training |= training_flags(args)
+    seed = TrainConfig.parse(training, f"train {args.model}").seed
     data = load_images(args.data, data_options, args.device, args.binarize)
-    model = create(args.model, **{"image_shape": data.image_shape, **model_options})
-    flags = {k: getattr(args, k) for k in ("epochs", "batch_size", "lr", "seed") if getattr(args, k) is not None}
-    out = Path(args.out or f"runs/{args.model}-{data.name}")
-    report_run(train(model, data, out=out, device=args.device, **{**training, **flags}), out, model.default_prior)
+    with seeded(derive(seed, "create"), "cpu"):
+        model = create(args.model, **{"image_shape": data.image_shape, **model_options})
+    out = Path(args.out or f"runs/{args.model}-{Path(data.name).stem}")
+    report_run(train(model, data, out=out, device=args.device, **training), out, model.default_prior)
     return None
 
 
+def training_flags(args: argparse.Namespace) -> dict[str, Any]:
+    flags = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "seed")}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
 def resume_training(args: argparse.Namespace) -> None:
-    from vaezoo.data import load_data
     from vaezoo.errors import CheckpointError
     from vaezoo.registry import create
-    from vaezoo.trainer import resolve_device, train
+    from vaezoo.trainer import train
 
-    given = [k for k in ("model", "data", "out", "batch_size", "lr", "seed", "binarize") if getattr(args, k) is not None]
+    given = [
+        k
+        for k in ("model", "data", "out", "batch_size", "lr", "seed", "binarize")
+        if getattr(args, k) is not None
+    ]
     if given or args.options:
         what = given[0] if given else args.options[0]
-        raise VaezooError(f"--resume goes on with the run's own options, so '{what}' cannot be given (epochs can)")
+        raise VaezooError(
+            f"--resume goes on with the run's own options, so '{what}' cannot be given (epochs can)"
+        )
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
         data, training = header["info"]["data"], header["info"]["train"]
@@ -163,9 +196,7 @@ def resume_training(args: argparse.Namespace) -> None:
         if isinstance(error, VaezooError):
             raise
         raise CheckpointError(f"{args.resume}/run.json is damaged: {error}") from None
-    images = load_data(
-        data["name"], device=resolve_device(args.device), binarize=data["binarize"], seed=data["seed"], **data["options"]
-    )
+    images = load_recorded(args.resume, data, {}, args.device, None)
     if args.epochs is not None:
         training["epochs"] = args.epochs
     run = train(model, images, out=args.resume, resume=True, device=args.device, **training)
@@ -173,23 +204,28 @@ def resume_training(args: argparse.Namespace) -> None:
 
 
 def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
-    print(f"{run.steps} steps, {run.images_per_second:.0f} images/s; best validation loss {run.best_loss:.2f} nats "
-          f"per image at step {run.best_step}; written to {out}")
+    print(
+        f"{run.steps} steps, {run.images_per_second:.0f} images/s; "
+        f"best validation loss {run.best_loss:.2f} nats per image at step {run.best_step}; written to {out}"
+    )
     if needs_prior:
         print(f"To sample from it, fit its prior: vaezoo fit-prior {out}")
 
 
 def command_fit_prior(args: argparse.Namespace) -> None:
-    from vaezoo.trainer import fit_prior
+    from vaezoo.comparison import split_options
+    from vaezoo.priors import PRIORS
+    from vaezoo.trainer import TrainConfig, fit_prior
 
     options = parse_options(args.options)
-    args.options = [pair for pair in args.options if pair.startswith("data.")]
     below(options, "data")
+    args.options = [pair for pair in args.options if pair.startswith("data.")]
     model, data = load_run(args)
-    flags = {k: getattr(args, k) for k in ("epochs", "batch_size", "lr", "seed") if getattr(args, k) is not None}
-    fit_prior(
-        model, data, args.prior, out=args.run, resume=args.resume, device=args.device, **{**options, **flags}
-    )
+    name = args.prior or model.default_prior or "gaussian_mixture"
+    kinds = (f"prior {name}", PRIORS.get(name).Config.model_fields), ("training", TrainConfig.model_fields)
+    split_options(options, *kinds)
+    options |= training_flags(args)
+    fit_prior(model, data, args.prior, out=args.run, resume=args.resume, device=args.device, **options)
     print(f"{type(model.prior).__name__} fitted; the model with its prior is in {args.run}")
 
 
@@ -197,7 +233,9 @@ def command_evaluate(args: argparse.Namespace) -> None:
     from vaezoo.evaluation import evaluate
 
     model, data = load_run(args)
-    report = evaluate(model, data, split=args.split, n=args.n, samples=args.samples, seed=args.seed, progress=True)
+    report = evaluate(
+        model, data, split=args.split, n=args.n, samples=args.samples, seed=args.seed, progress=sys.stderr.isatty()
+    )
     folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
     report.save(folder / "report.json")
     (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
@@ -246,17 +284,21 @@ def first_images(data: ImageData, n: int, seed: int) -> Any:
 
 
 def command_compare(args: argparse.Namespace) -> None:
-    from vaezoo.compare import compare, table
+    from vaezoo.comparison import compare, table
     from vaezoo.registry import MODELS
 
-    options = parse_options(args.options)
-    data = load_images(args.data, below(options, "data"), args.device, args.binarize)
     for name in args.models:
         MODELS.get(name)
+    options = parse_options(args.options)
+    data_options = below(options, "data")
     evaluation = below(options, "evaluate")
     model_options = {name: below(options, name) for name in args.models}
     if args.epochs is not None:
         options["epochs"] = args.epochs
+    for key in options:
+        if key in inspect.signature(compare).parameters:
+            raise VaezooError(f"'{key}' is not a key=value option of compare; see vaezoo compare --help")
+    data = load_images(args.data, data_options, args.device, args.binarize)
     reports = compare(
         args.models,
         data,
@@ -272,6 +314,21 @@ def command_compare(args: argparse.Namespace) -> None:
 
 
 # --- The parser -----------------------------------------------------------------------------------------
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Type of a flag: a whole number that is not below `smallest`."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = smallest - 1
+        if number < smallest:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {smallest}")
+        return number
+
+    return convert
 
 
 def make_parser() -> Parser:
@@ -295,16 +352,16 @@ def make_parser() -> Parser:
         add_device(command)
 
     def add_training(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--epochs", type=int, help="passes over the training images")
-        command.add_argument("--batch-size", type=int, help="images per step")
+        command.add_argument("--epochs", type=at_least(1), help="passes over the training images")
+        command.add_argument("--batch-size", type=at_least(1), help="images per step")
         command.add_argument("--lr", type=float, help="learning rate")
-        command.add_argument("--seed", type=int, help="seed of the data's order and of all noise")
+        command.add_argument("--seed", type=at_least(0), help="seed of the data's order and of all noise")
 
     command = add("list", command_list, "List the models, plug-ins included.")
     command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
 
     command = add("info", command_info, "Describe a model, or print the header of a run.")
-    command.add_argument("name", help="name of a model, or path of a run")
+    command.add_argument("name", help="name of a model, or path of a run (./vae is a path, vae a model)")
 
     command = add("train", command_train, "Train a model.")
     command.add_argument("model", nargs="?", help="name of a model")
@@ -326,53 +383,81 @@ def make_parser() -> Parser:
     command.add_argument("run", help="run folder or .safetensors file")
     command.add_argument("options", nargs="*", help="data.key=value options of the data")
     command.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    command.add_argument("-n", type=int, default=10_000, help="images to measure on")
-    command.add_argument("--samples", type=int, default=50, help="importance samples of the likelihood bound")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
+    command.add_argument(
+        "--samples", type=at_least(1), default=50, help="importance samples of the likelihood bound"
+    )
+    command.add_argument("--seed", type=at_least(0), default=0)
     add_data(command)
 
     command = add("sample", picture("samples", draw_samples), "Draw samples from a model's own prior.")
     command.add_argument("run", help="run folder or .safetensors file")
-    command.add_argument("-n", type=int, default=100, help="number of images")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("-n", type=at_least(1), default=100, help="number of images")
+    command.add_argument("--seed", type=at_least(0), default=0)
     command.add_argument("--out", help="PNG to write (default: RUN/samples.png)")
     add_device(command)
 
     for name, draw, text in (
-        ("traverse", picture("traversals", draw_traversals), "Move along the latent dimensions that vary most."),
+        (
+            "traverse",
+            picture("traversals", draw_traversals),
+            "Move along the latent dimensions that vary most.",
+        ),
         ("interpolate", picture("interpolations", draw_interpolations), "Walk between pairs of test images."),
     ):
         command = add(name, draw, text)
         command.add_argument("run", help="run folder or .safetensors file")
         command.add_argument("options", nargs="*", help="data.key=value options of the data")
-        command.add_argument("--rows", type=int, default=10, help="rows of the grid")
-        command.add_argument("--steps", type=int, default=10, help="images in a row")
-        command.add_argument("--seed", type=int, default=0, help="seed of the choice of images")
+        command.add_argument("--rows", type=at_least(1), default=10, help="rows of the grid")
+        command.add_argument("--steps", type=at_least(2), default=10, help="images in a row")
+        command.add_argument("--seed", type=at_least(0), default=0, help="seed of the choice of images")
         command.add_argument("--out", help=f"PNG to write (default: RUN/{name}.png)")
         if name == "interpolate":
             command.add_argument("--spherical", action="store_true", help="along the great circle")
         add_data(command)
 
     command = add("compare", command_compare, "Train and evaluate several models, and print one table.")
+    command.set_defaults(options=[])
     command.add_argument("models", nargs="+", metavar="model", help="names of models, then key=value options")
-    command.add_argument("--epochs", type=int, help="passes over the training images, for every model")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--epochs", type=at_least(1), help="passes over the training images, for every model"
+    )
+    command.add_argument("--seed", type=at_least(0), default=0)
     command.add_argument("--out", default="runs/compare", help="folder for runs, report and pictures")
     add_data(command, required=True)
     return parser
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with the words that follow a flag, which argparse leaves over."""
+    parser = make_parser()
+    args, words = parser.parse_known_args(arguments)
+    flags = [word for word in words if word.startswith("-")]
+    if flags or (words and not hasattr(args, "options")):
+        parser.error(f"{args.command} does not know {' '.join(flags or words)}")
+    if args.command == "compare":
+        words = args.models + words
+        args.models = [word for word in words if "=" not in word]
+        args.options = [word for word in words if "=" in word]
+    elif args.command == "train":
+        words = [*([args.model] if args.model else []), *args.options, *words]
+        args.model = next((word for word in words if "=" not in word), None)
+        args.options = [word for word in words if word != args.model]
+    elif words:
+        args.options += words
+    return args
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    args = make_parser().parse_args(arguments)
-    if args.command == "compare":
-        args.options = [word for word in args.models if "=" in word]
-        args.models = [word for word in args.models if "=" not in word]
-    if args.command == "train" and args.model and "=" in args.model:
-        args.options, args.model = [args.model, *args.options], None
+    args = parse(arguments)
     try:
         args.run_command(args)
-    except VaezooError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (VaezooError, OSError) as error:
         print(f"vaezoo {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

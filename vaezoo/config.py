@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -34,13 +35,15 @@ def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
     name = str(location[0]) if location else ""
     if error["type"] == "extra_forbidden":
         return unknown(f"option of {where}", name, cls.model_fields)
+    if error["type"] == "missing":
+        return f"{where} needs the option '{name}'"
     message = error["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {message}"
     path = name + "".join(f"[{part}]" for part in location[1:])
     help_text = cls.model_fields[name].description if name in cls.model_fields else None
     meaning = f" ({name}: {help_text})" if help_text else ""
-    return f"{where}: {path}={error['input']!r} is not valid: {message}{meaning}"
+    return f"{where}: {path}={reprlib.repr(error['input'])} is not valid: {message}{meaning}"
 
 
 def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
@@ -57,7 +60,9 @@ def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
             {
                 "name": name,
                 "type": _type_name(field.annotation),
-                "default": repr(field.get_default(call_default_factory=True)),
+                "default": "required"
+                if field.is_required()
+                else repr(field.get_default(call_default_factory=True)),
                 "limits": limits,
                 "meaning": field.description or "",
             }

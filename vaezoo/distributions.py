@@ -180,9 +180,7 @@ class Joint(Posterior):
     def mean(self) -> tuple[Tensor, ...]:  # type: ignore[override]
         return tuple(factor.mean for factor in self.factors)
 
-    def rsample(
-        self, sample_shape: Any = (), generator: torch.Generator | None = None
-    ) -> tuple[Tensor, ...]:
+    def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         return tuple(factor.rsample(sample_shape, generator) for factor in self.factors)
 
     def draw(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
@@ -199,6 +197,18 @@ def _kl_diagonal_gaussians(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     return 0.5 * (log_ratio + torch.exp(-log_ratio) + squares - 1).sum(-1)
 
 
+class _GreyLevels(constraints.Constraint):
+    """The 256 grey levels k / 255; discrete, so that `log_prob` is known to be a probability, not a density."""
+
+    is_discrete = True
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value >= 0) & (value <= 1)
+
+
+grey_levels = _GreyLevels()
+
+
 class DiscretizedLogisticMixture(Distribution):
     """A mixture of logistics over [0, 1], discretised to 256 grey levels (Salimans et al. 2017, eq. 2).
 
@@ -212,7 +222,7 @@ class DiscretizedLogisticMixture(Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    support = constraints.unit_interval
+    support = grey_levels
 
     def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
         self.log_weights = F.log_softmax(logits, dim=1)
@@ -263,4 +273,3 @@ def _log1mexp(x: Tensor) -> Tensor:
     safe_small = torch.where(small, x, 1.0)  # keep both branches finite: where() passes NaN gradients on
     safe_large = torch.where(small, 1.0, x)
     return torch.where(small, torch.log(-torch.expm1(-safe_small)), torch.log1p(-torch.exp(-safe_large)))
-

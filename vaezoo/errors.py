@@ -29,6 +29,7 @@ class TrainingError(VaezooError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """`unknown model 'beta_va'; did you mean 'beta_vae'? Available: ae, beta_vae, ...`"""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    guess = f"; did you mean '{close[0]}'?" if close else "."
+    plain = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, n=1, cutoff=0.5)
+    guess = f"; did you mean '{plain[close[0]]}'?" if close else "."
     return f"unknown {kind} '{name}'{guess} Available: {', '.join(known) or 'none'}"

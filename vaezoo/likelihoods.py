@@ -51,7 +51,11 @@ class Likelihood(nn.Module):
 
     def forward(self, parameters: Tensor) -> Distribution:
         # Under autocast the decoder's output is bfloat16; log-likelihoods are sums of thousands of terms.
-        return Independent(self.pixels(parameters.float() if parameters.dtype != torch.float64 else parameters), 3, validate_args=False)
+        return Independent(
+            self.pixels(parameters.float() if parameters.dtype != torch.float64 else parameters),
+            3,
+            validate_args=False,
+        )
 
 
 class Bernoulli(Likelihood):
@@ -116,9 +120,7 @@ class LogisticMixture(Likelihood):
     measure = "levels"
 
     def pixels(self, parameters: Tensor) -> Distribution:
-        logits, loc, log_scale = rearrange(
-            parameters, "b (k m c) h w -> k b m c h w", k=3, m=self.components
-        )
+        logits, loc, log_scale = rearrange(parameters, "b (k m c) h w -> k b m c h w", k=3, m=self.components)
         # A decoder at its start outputs zeros; the components must not start as copies of one another.
         start = torch.linspace(0, 1, self.components + 2, device=loc.device, dtype=loc.dtype)[1:-1]
         loc = loc + start.view(-1, 1, 1, 1)

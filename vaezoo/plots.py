@@ -1,7 +1,8 @@
-"""Pictures of what a model does. Every function returns a grid [3, H, W] in [0, 1] that `save_grid` writes."""
+"""Pictures of what a model does: each function returns a grid [3, H, W] in [0, 1], for `save_grid`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.data import Split
-from vaezoo.errors import NotFittedError
+from vaezoo.errors import NotFittedError, VaezooError
 from vaezoo.random import generator
 
 SMALLEST_TILE = 48  # pixels; smaller images are enlarged by a whole factor to at least this
@@ -19,19 +20,27 @@ SMALLEST_TILE = 48  # pixels; smaller images are enlarged by a whole factor to a
 
 def grid(images: Tensor, columns: int) -> Tensor:
     """Tile images [N, C, H, W] row by row, [3, H', W']."""
-    factor = max(1, round(SMALLEST_TILE / images.shape[-1]))
+    factor = max(1, math.ceil(SMALLEST_TILE / images.shape[-1]))
     large = images.detach().float().cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(large.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5)
 
 
 def save_grid(tiles: Tensor, path: str | Path) -> Path:
-    """Write a grid as a PNG; values are clamped before the cast to bytes."""
-    save_image(tiles, str(path))
-    return Path(path)
+    """Write a grid as a picture; values are clamped before the cast to bytes."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(tiles, str(path))
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture format
+        raise VaezooError(f"could not write {path}: {error}") from None
+    return path
 
 
 def reconstructions(model: Autoencoder, x: Tensor, columns: int = 10) -> Tensor:
-    """Rows of inputs x [N, C, H, W], each above the row of their reconstructions."""
+    """Rows of inputs x [N, C, H, W], each above the row of their reconstructions; a last row that is not full
+    is left out."""
+    columns = min(columns, len(x))
+    x = x[: len(x) // columns * columns]
     rows = zip(x.split(columns), model.reconstruct(x).split(columns))
     return grid(torch.cat([image for pair in rows for image in pair]), columns)
 
@@ -44,8 +53,10 @@ def samples(model: Autoencoder, n: int = 100, seed: int = 0, columns: int = 10) 
 
 def interpolations(model: Autoencoder, x: Tensor, steps: int = 10, spherical: bool = False) -> Tensor:
     """One row from each image of the first half of x [N, C, H, W] to its partner in the second half."""
-    a, b = x.chunk(2)
-    return grid(model.interpolate(a, b[: len(a)], steps, spherical).flatten(0, 1), steps)
+    half = len(x) // 2
+    if not half:
+        raise VaezooError(f"an interpolation needs at least 2 images, not {len(x)}")
+    return grid(model.interpolate(x[:half], x[half : 2 * half], steps, spherical).flatten(0, 1), steps)
 
 
 def traversals(model: Autoencoder, x: Tensor, rows: int = 10, steps: int = 10) -> Tensor:
@@ -53,7 +64,7 @@ def traversals(model: Autoencoder, x: Tensor, rows: int = 10, steps: int = 10) -
     standard deviations either way from the latent of the first image."""
     z = model.represent(x)
     coarsest = z[0] if isinstance(z, tuple) else z
-    deviation = coarsest.transpose(0, 1).flatten(1).std(1)
+    deviation = coarsest.transpose(0, 1).flatten(1).std(1, correction=0)
     order = deviation.argsort(descending=True)[:rows]
     images = model.traverse(x[:1], order.tolist(), (3 * deviation[order]).tolist(), steps)
     return grid(images.flatten(0, 2), steps)
@@ -71,7 +82,9 @@ def save_pictures(model: Autoencoder, split: Split, folder: str | Path, seed: in
         "traversals": traversals(model, x),
         "interpolations": interpolations(model, x[:16]),
     }
-    return {name: save_grid(tiles, folder / f"{name}.png") for name, tiles in grids.items() if tiles is not None}
+    return {
+        name: save_grid(tiles, folder / f"{name}.png") for name, tiles in grids.items() if tiles is not None
+    }
 
 
 def _samples_or_none(model: Autoencoder, seed: int) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Names for things: a table from name to class, imported only when the thing is made.
 
-Importing this module imports neither torch nor any model, so `vaezoo list` and `--help` are instant.
+Importing this module imports neither torch nor any model.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import inspect
-from collections.abc import Iterator
+import operator
+import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -27,20 +29,32 @@ class Registry(Generic[T]):
         kind: what the names stand for, in error messages ("model", "network", ...).
         builtin: the names that ship with vaezoo.
         group: entry-point group through which installed packages add names.
+        fault: says what is wrong with a class that is to be registered, or None.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtin: dict[str, str],
+        group: str | None = None,
+        fault: Callable[[Any], str | None] = lambda target: None,
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.fault = fault
         self._table: dict[str, str | T] = dict(builtin)
         self._plugins: dict[str, list[EntryPoint]] | None = None
 
     def register(self, name: str, target: T | str) -> None:
         """Add a name. A name that is taken by something else is refused."""
         if not name.isidentifier():
-            raise VaezooError(f"{self.kind} name {name!r} is not an identifier (letters, digits, underscores)")
-        if name in self._entry_points() or self._table.get(name, target) is not target:
+            raise VaezooError(
+                f"{self.kind} name {name!r} is not an identifier (letters, digits, underscores)"
+            )
+        if name in self._entry_points() or self._table.get(name, target) != target:
             raise VaezooError(f"{self.kind} '{name}' is already registered; choose another name")
+        if not isinstance(target, str) and (fault := self.fault(target)):
+            raise VaezooError(f"{self.kind} '{name}' cannot be registered: {fault}")
         self._table[name] = target
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -54,7 +68,9 @@ class Registry(Generic[T]):
             raise VaezooError(unknown(self.kind, name, self.names()))
         if len(plugins) + (name in self._table) > 1:
             owners = [*(["vaezoo"] if name in self._table else []), *map(_origin, plugins)]
-            raise VaezooError(f"{self.kind} '{name}' is claimed by {' and '.join(owners)}; rename or uninstall one")
+            raise VaezooError(
+                f"{self.kind} '{name}' is claimed by {' and '.join(owners)}; rename or uninstall one"
+            )
         if plugins:
             return self._load(name, plugins[0])
         target = self._table[name]
@@ -70,15 +86,16 @@ class Registry(Generic[T]):
             if known is target or known == path:
                 return name
         for name, plugins in self._entry_points().items():
-            if any(entry.value == path for entry in plugins):
+            if any(_imported(entry) is target for entry in plugins):
                 return name
         raise VaezooError(
-            f"{target.__qualname__} is not registered; call vaezoo.register('a_name', {target.__name__}) first"
+            f"{target.__qualname__} is not registered; "
+            f"call vaezoo.register('a_name', {target.__name__}) first"
         )
 
-    def status(self) -> Iterator[tuple[str, str, str | None]]:
-        """(name, where it comes from, error or None) of every entry; all are imported to find out."""
-        for name in self.names():
+    def status(self, pattern: str = "*") -> Iterator[tuple[str, str, str | None]]:
+        """(name, where it comes from, error or None) of all that match; they are imported to find out."""
+        for name in self.names(pattern):
             origin = " and ".join(map(_origin, self._entry_points().get(name, []))) or "vaezoo"
             try:
                 self.get(name)
@@ -87,13 +104,15 @@ class Registry(Generic[T]):
                 yield name, origin, str(error)
 
     def _load(self, name: str, entry: EntryPoint) -> T:
+        source = f"{self.kind} '{name}' comes from plug-in {_origin(entry)}"
         try:
-            return cast(T, entry.load())
-        except Exception as error:  # a plug-in may fail in any way; the user must learn which one and how
-            raise VaezooError(
-                f"{self.kind} '{name}' comes from plug-in {_origin(entry)}, which does not import: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            target = entry.load()
+        except (Exception, SystemExit) as error:  # a plug-in may fail in any way; say which one and how
+            text = " ".join(str(error).split())
+            raise VaezooError(f"{source}, which does not import: {type(error).__name__}: {text}") from error
+        if fault := self.fault(target):
+            raise VaezooError(f"{source}, which is broken: {fault}")
+        return cast(T, target)
 
     def _entry_points(self) -> dict[str, list[EntryPoint]]:
         if self._plugins is None:
@@ -107,6 +126,22 @@ def _origin(entry: EntryPoint) -> str:
     return f"{entry.dist.name if entry.dist else 'unknown package'} ({entry.value})"
 
 
+def _imported(entry: EntryPoint) -> Any:
+    """What an entry point stands for if its module is imported already, else None."""
+    try:
+        return operator.attrgetter(entry.attr)(sys.modules.get(entry.module))
+    except (AttributeError, TypeError):
+        return None
+
+
+def _not_a_model(target: Any) -> str | None:
+    from vaezoo.autoencoder import Autoencoder
+
+    if isinstance(target, type) and issubclass(target, Autoencoder):
+        return None
+    return f"{getattr(target, '__qualname__', repr(target))} is not a subclass of vaezoo.Autoencoder"
+
+
 MODELS: Registry[type[Autoencoder]] = Registry(
     "model",
     {
@@ -118,6 +153,7 @@ MODELS: Registry[type[Autoencoder]] = Registry(
         "vq_vae2": "vaezoo.models.vq_vae2:VQVAE2",
     },
     group="vaezoo.models",
+    fault=_not_a_model,
 )
 
 #: Training options per model and data set ("*": any), laid over the trainer's defaults.

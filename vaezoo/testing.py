@@ -6,7 +6,8 @@
     def test_contract(check):
         check(lambda: vaezoo.create("my_model"))
 
-Each check takes a function that makes a fresh model, and raises AssertionError with what is wrong.
+Each check takes a function that makes a fresh model, and raises AssertionError with what is wrong. What the
+checks draw at random, the model's start included, is the same in every run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ Make = Callable[[], Autoencoder]
 
 BATCH = 6
 
+#: Options that make a prior quick to sample from.
+SMALL_PRIORS = {"transformer": {"width": 16, "depth": 1, "heads": 2}}
+
 
 def images(model: Autoencoder, n: int = BATCH, seed: int = 0) -> Tensor:
     """Grey-level images with structure: a random soft disc on a dim ground, [n, C, H, W]."""
@@ -38,14 +42,25 @@ def images(model: Autoencoder, n: int = BATCH, seed: int = 0) -> Tensor:
     channels, height, width = model.config.image_shape
     noise = generator(seed, "cpu")
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    centre, radius = torch.rand(n, 2, 1, 1, generator=noise) - 0.5, 0.2 + 0.4 * torch.rand(n, 1, 1, generator=noise)
+    centre, radius = (
+        torch.rand(n, 2, 1, 1, generator=noise) - 0.5,
+        0.2 + 0.4 * torch.rand(n, 1, 1, generator=noise),
+    )
     distance = ((y - centre[:, 0]).square() + (x - centre[:, 1]).square()).sqrt()
     colour = 0.3 + 0.7 * torch.rand(n, channels, 1, 1, generator=noise)
     return (colour * torch.sigmoid(20 * (radius - distance)).unsqueeze(1)).to(device)
 
 
+def fresh(make: Make) -> Autoencoder:
+    """A model whose start depends on nothing but its class."""
+    with seeded(0, "cpu"):
+        return make()
+
+
 def progress(model: Autoencoder) -> Progress:
-    return Progress(torch.zeros((), device=next(model.parameters()).device), total_steps=100, dataset_size=1000)
+    return Progress(
+        torch.zeros((), device=next(model.parameters()).device), total_steps=100, dataset_size=1000
+    )
 
 
 def losses(model: Autoencoder, x: Tensor, seed: int = 0) -> dict[str, Loss]:
@@ -59,7 +74,7 @@ def levels(z: Latent) -> tuple[Tensor, ...]:
 
 def check_config_is_json(make: Make) -> None:
     """The config goes through JSON and comes back equal; every field says what it means."""
-    config = make().config
+    config = fresh(make).config
     again = type(config).model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
     assert again == config, f"{config} came back from JSON as {again}"
     for name, field in type(config).model_fields.items():
@@ -68,28 +83,36 @@ def check_config_is_json(make: Make) -> None:
 
 def check_documented(make: Make) -> None:
     """The class has a docstring and names its paper."""
-    model = type(make())
+    model = type(fresh(make))
     assert model.__doc__, f"{model.__name__} has no docstring"
     assert model.paper, f"{model.__name__}.paper is empty"
 
 
 def check_distributions(make: Make) -> None:
     """`encode` and `decode` return distributions; log p(x|z) is one finite number for each image."""
-    model = make()
+    model = fresh(make)
     x = images(model)
     q = model.encode(x)
     assert isinstance(q, Distribution), f"encode returns {type(q).__name__}, not a torch Distribution"
     p = model.decode(q.rsample())
     assert isinstance(p, Distribution), f"decode returns {type(p).__name__}, not a torch Distribution"
     log_prob = p.log_prob(x)
-    assert log_prob.shape == (BATCH,), f"decode(z).log_prob(x) has shape {tuple(log_prob.shape)}, not ({BATCH},)"
+    assert log_prob.shape == (BATCH,), (
+        f"decode(z).log_prob(x) has shape {tuple(log_prob.shape)}, not ({BATCH},)"
+    )
     assert log_prob.isfinite().all(), "decode(z).log_prob(x) is not finite"
-    assert p.mean.shape == x.shape, f"decode(z).mean has shape {tuple(p.mean.shape)} for images {tuple(x.shape)}"
+    assert p.event_shape == x.shape[1:], (
+        f"decode(z) has the event shape {tuple(p.event_shape)}, but it is to be a distribution over whole "
+        f"images {tuple(x.shape[1:])}, whose log_prob sums over their pixels"
+    )
+    assert p.mean.shape == x.shape, (
+        f"decode(z).mean has shape {tuple(p.mean.shape)} for images {tuple(x.shape)}"
+    )
 
 
 def check_images_are_independent(make: Make) -> None:
     """An image's distortion does not depend on the rest of its batch."""
-    model = make().eval()
+    model = fresh(make).eval()
     x = images(model)
     with torch.no_grad():
         together = model.distortion(x, model.represent(x))
@@ -98,22 +121,51 @@ def check_images_are_independent(make: Make) -> None:
 
 
 def check_losses(make: Make) -> None:
-    """Losses are finite scalars, for known parameter groups, with scalar terms, and depend on the seed alone."""
-    model = make()
+    """Losses are finite scalars of known parameter groups, with scalar terms, and follow from the seed."""
+    model = fresh(make)
     x = images(model)
     for name, loss in losses(model, x).items():
         assert name in model.parameter_groups(), f"loss '{name}' has no parameter group"
         assert loss.total.shape == (), f"loss '{name}' has shape {tuple(loss.total.shape)}, not a scalar"
         assert loss.total.isfinite(), f"loss '{name}' is {loss.total}"
-        assert all(v.shape == () and v.isfinite() for v in loss.terms.values()), f"terms of '{name}': {loss.terms}"
+        assert all(v.shape == () and v.isfinite() for v in loss.terms.values()), (
+            f"terms of '{name}': {loss.terms}"
+        )
     first, second = (losses(copy.deepcopy(model), x, seed=3) for _ in range(2))
     for name in first:
-        assert torch.equal(first[name].total, second[name].total), f"loss '{name}' differs under the same seed"
+        assert torch.equal(first[name].total, second[name].total), (
+            f"loss '{name}' differs under the same seed"
+        )
+
+
+def check_units(make: Make) -> None:
+    """Losses are nats per image: summed over pixels, averaged over the batch."""
+    model = fresh(make)
+    x = images(model, 32)
+    found = losses(model, x)
+    terms = {name: value for loss in found.values() for name, value in loss.terms.items()}
+    assert "distortion" in terms, (
+        f"no loss has a term 'distortion', -log p(x|z) in nats; there is {list(terms)}"
+    )
+    model.eval()
+    with torch.no_grad(), seeded(0, x.device):
+        expected = model.distortion(x, model.encode(x).rsample())
+    spread = 0.1 * expected.abs().mean() + 3 * expected.std()
+    assert (terms["distortion"] - expected.mean()).abs() < spread, (
+        f"the term 'distortion' is {terms['distortion']:.4g}, "
+        f"but -log p(x|z) is {expected.mean():.4g} nats per image"
+    )
+    twice = losses(model, torch.cat([x, x]))
+    for name, loss in losses(model, x).items():
+        once, both = loss.total.item(), twice[name].total.item()
+        assert abs(both - once) < 0.25 * abs(once) + 0.3, (
+            f"loss '{name}' is {once:.4g}, and {both:.4g} on each image twice: it is no average"
+        )
 
 
 def check_parameter_groups(make: Make) -> None:
     """The groups split the parameters: disjoint and complete."""
-    model = make()
+    model = fresh(make)
     listed = [id(p) for group in model.parameter_groups().values() for p in group]
     assert len(listed) == len(set(listed)), "parameter groups share parameters"
     assert set(listed) == {id(p) for p in model.parameters()}, "parameter groups are not all the parameters"
@@ -121,7 +173,7 @@ def check_parameter_groups(make: Make) -> None:
 
 def check_gradients(make: Make) -> None:
     """Every parameter gets a gradient, and each group's comes from its own loss alone."""
-    model = make().train()
+    model = fresh(make).train()
     x = images(model)
     total = losses(model, x)
     groups = model.parameter_groups()
@@ -135,15 +187,18 @@ def check_gradients(make: Make) -> None:
         own = torch.autograd.grad(loss.total, groups[name], retain_graph=True, allow_unused=True)
         for parameter, expected in zip(groups[name], own):
             found = gradients[next(i for i, p in enumerate(everything) if p is parameter)]
-            assert expected is not None and found is not None
+            assert expected is not None, (
+                f"parameter '{named[id(parameter)]}' gets no gradient from loss '{name}'"
+            )
+            assert found is not None
             assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7), (
-                f"parameter '{named[id(parameter)]}' of group '{name}' gets gradient from another group's loss"
+                f"parameter '{named[id(parameter)]}' of group '{name}' gets gradient from another loss"
             )
 
 
 def check_evaluation_changes_nothing(make: Make) -> None:
     """In eval mode, losses leave every buffer as it is."""
-    model = make().eval()
+    model = fresh(make).eval()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with torch.no_grad():
         losses(model, images(model))
@@ -160,19 +215,19 @@ def check_sampling(make: Make) -> None:
     assert first.isfinite().all(), "samples are not finite"
     assert torch.equal(first, second), "the same generator gave other samples"
     assert not torch.equal(first, other), "another generator gave the same samples"
-    unfitted = make()
+    unfitted = fresh(make)
     if unfitted.default_prior is not None:
+        said = "nothing"
         try:
             unfitted.sample(1)
         except NotFittedError as error:
-            assert "fit_prior" in str(error), f"the error does not say how to fit a prior: {error}"
-        else:
-            raise AssertionError("a model with a default_prior sampled before that was fitted")
+            said = str(error)
+        assert "fit_prior" in said, f"`sample` without a fitted prior must say how to fit one; it said {said}"
 
 
 def check_latent_tools(make: Make) -> None:
-    """Interpolations begin and end at reconstructions, the middle of a traversal is one, represent decodes."""
-    model = make().eval()
+    """Interpolations begin and end at reconstructions, a traversal's middle is one; represent decodes."""
+    model = fresh(make).eval()
     a, b = images(model, 2, seed=1), images(model, 2, seed=2)
     reconstruction = model.reconstruct(a)
     assert reconstruction.shape == a.shape, f"reconstruct gives {tuple(reconstruction.shape)}"
@@ -183,7 +238,9 @@ def check_latent_tools(make: Make) -> None:
         assert torch.allclose(way[:, 2], model.reconstruct(b), atol=1e-3), "interpolation does not end at b"
     walk = model.traverse(a, dims=[0], span=1.0, steps=3)
     assert walk.shape == (2, 1, 3, *a.shape[1:]), f"traverse gives {tuple(walk.shape)}"
-    assert torch.allclose(walk[:, 0, 1], reconstruction, atol=1e-3), "a traversal's middle is not the reconstruction"
+    assert torch.allclose(walk[:, 0, 1], reconstruction, atol=1e-3), (
+        "a traversal's middle is not the reconstruction"
+    )
     with torch.no_grad():
         assert torch.allclose(model.decode(model.represent(a)).mean, reconstruction, atol=1e-4), (
             "decode(represent(x)).mean is not reconstruct(x)"
@@ -204,14 +261,14 @@ def check_log_prob(make: Make) -> None:
 
 
 def check_training_helps(make: Make) -> None:
-    """Forty steps of Adam on one batch lower its loss."""
-    model = make()
-    x = images(model, 32)
+    """Thirty steps of Adam on one batch lower its loss."""
+    model = fresh(make)
+    x = images(model, 12)
     model.initialize(x)
     model.train()
     optimizers = {n: torch.optim.Adam(g, lr=1e-3) for n, g in model.parameter_groups().items()}
     history = []
-    for step in range(40):
+    for step in range(30):
         found = losses(model, x, seed=step)
         history.append(found[next(iter(optimizers))].total.item())
         for optimizer in optimizers.values():
@@ -249,6 +306,8 @@ def check_cuda_ready(make: Make) -> None:
         assert model.decode(q.rsample()).mean.device.type == "cuda", "decode gives images on the CPU"
         if model.default_prior is not None:
             attach_prior(model)
+            for loss in model.require_prior().losses(model.latents(x), progress(model)).values():
+                assert loss.total.device.type == "cuda", "a loss of the prior is on the CPU"
         assert model.sample(2).device.type == "cuda", "samples are on the CPU"
         assert model.interpolate(x, x, 3).device.type == "cuda"
         if not (q.deterministic and model.latent.codes is None):
@@ -257,17 +316,18 @@ def check_cuda_ready(make: Make) -> None:
 
 def with_prior(make: Make) -> Autoencoder:
     """A model in eval mode with some prior of its default kind."""
-    model = make().eval()
+    model = fresh(make).eval()
     if model.prior is None:
         attach_prior(model)
     return model
 
 
 def attach_prior(model: Autoencoder) -> None:
-    prior = PRIORS.get(model.default_prior or "gaussian_mixture")
+    name = model.default_prior or "gaussian_mixture"
+    prior = PRIORS.get(name)
     device = next(model.parameters()).device
     with torch.device(device):
-        model.prior = prior(prior.Config(), model.latent).eval()
+        model.prior = prior(prior.Config(**SMALL_PRIORS.get(name, {})), model.latent).eval()
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (
@@ -276,6 +336,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_distributions,
     check_images_are_independent,
     check_losses,
+    check_units,
     check_parameter_groups,
     check_gradients,
     check_evaluation_changes_nothing,

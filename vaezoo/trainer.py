@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaezoo.autoencoder import Autoencoder, Latent, evaluation_mode, map_latent
-from vaezoo.checkpoint import SCHEMA, WEIGHTS, model_header, read_header, read_tensors, save, write_tensors, write_text
+from vaezoo.checkpoint import (
+    SCHEMA,
+    WEIGHTS,
+    model_header,
+    read_header,
+    read_tensors,
+    save,
+    write_tensors,
+    write_text,
+)
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, Split, load_data
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
@@ -48,11 +57,17 @@ class TrainConfig(BaseConfig):
     groups: dict[str, dict[str, Any]] = Field(
         {}, description="lr, betas or weight_decay of single parameter groups, by the group's name"
     )
-    clip: PositiveFloat | None = Field(None, description="largest norm of each group's gradient; none: no clipping")
-    weight_ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off")
+    clip: PositiveFloat | None = Field(
+        None, description="largest norm of each group's gradient; none: no clipping"
+    )
+    weight_ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off"
+    )
     bf16: bool = Field(False, description="autocast the networks to bfloat16")
     compile: bool = Field(False, description="torch.compile the losses")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better validation loss")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better validation loss"
+    )
     log_steps: int = Field(50, ge=1, description="steps between two lines of the log")
     checkpoint_seconds: float = Field(30.0, ge=0, description="write the run's state at most this often")
     workers: int = Field(0, ge=0, description="processes that read images, for data that is streamed")
@@ -186,7 +201,9 @@ def fit_prior(
     fields = prior_class.Config.model_fields
     if unknown_options := [o for o in options if o not in fields and o not in TrainConfig.model_fields]:
         prior_class.Config.parse({unknown_options[0]: None}, f"prior '{prior_name}'")
-    prior_config = prior_class.Config.parse({k: v for k, v in options.items() if k in fields}, f"prior '{prior_name}'")
+    prior_config = prior_class.Config.parse(
+        {k: v for k, v in options.items() if k in fields}, f"prior '{prior_name}'"
+    )
     config = TrainConfig.parse(
         {**recipe(prior_name, images.name), **{k: v for k, v in options.items() if k not in fields}},
         f"fit-prior {prior_name}",
@@ -264,7 +281,13 @@ def fit(
     first_step, seconds = run.steps, 0.0
     module.train()
 
-    bar = tqdm(total=total_steps, initial=run.steps, desc=title, unit="step", disable=not progress if progress is not None else None)
+    bar = tqdm(
+        total=total_steps,
+        initial=run.steps,
+        desc=title,
+        unit="step",
+        disable=not progress if progress is not None else None,
+    )
     with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(folder, best, header):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps):
@@ -306,7 +329,13 @@ def fit(
                             f"the validation loss became {losses['loss']} after step {run.steps} (epoch {epoch + 1})"
                             f"{_last_good(folder, run)}"
                         )
-                    log.line({"step": run.steps, "epoch": epoch + 1, **{f"validation/{k}": v for k, v in losses.items()}})
+                    log.line(
+                        {
+                            "step": run.steps,
+                            "epoch": epoch + 1,
+                            **{f"validation/{k}": v for k, v in losses.items()},
+                        }
+                    )
                     if losses["loss"] < run.best_loss:
                         run.best_loss, run.best_step, epochs_since_best = losses["loss"], run.steps, 0
                         best.update({n: t.detach().clone() for n, t in module.state_dict().items()})
@@ -342,13 +371,20 @@ def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.o
     if len(set(listed)) != len(listed) or set(listed) != set(own):
         missing = [name for key, name in own.items() if key not in set(listed)]
         problem = f"leave out {', '.join(missing[:3])}" if missing else "share or add parameters"
-        raise VaezooError(f"{type(module).__name__}.parameter_groups must split the parameters, but the groups {problem}")
+        raise VaezooError(
+            f"{type(module).__name__}.parameter_groups must split the parameters, but the groups {problem}"
+        )
     for name in config.groups:
         if name not in groups:
             raise VaezooError(f"groups names '{name}', but the parameter groups are {', '.join(groups)}")
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, parameters in groups.items():
-        options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, **config.groups.get(name, {})}
+        options = {
+            "lr": config.lr,
+            "betas": config.betas,
+            "weight_decay": config.weight_decay,
+            **config.groups.get(name, {}),
+        }
         optimizers[name] = torch.optim.AdamW(parameters, fused=True, **options)
         for group in optimizers[name].param_groups:
             group["initial_lr"] = group["lr"]
@@ -423,7 +459,9 @@ class Log:
         if self.rows:
             means = dict(zip(self.names, self.pending(epoch).double().mean(0).tolist()))
             self.rows = []
-            self.line({"step": self.run.steps, "epoch": epoch + 1, **{f"train/{k}": v for k, v in means.items()}})
+            self.line(
+                {"step": self.run.steps, "epoch": epoch + 1, **{f"train/{k}": v for k, v in means.items()}}
+            )
             self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
 
 
@@ -448,7 +486,9 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _kept_on_failure(folder: Path | None, best: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> Iterator[None]:
+def _kept_on_failure(
+    folder: Path | None, best: Mapping[str, Tensor], header: Mapping[str, Any] | None
+) -> Iterator[None]:
     """A run that fails inside leaves the best weights so far in its folder."""
     try:
         yield
@@ -548,7 +588,9 @@ def _restore(
             for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
                 index, _, name = key.partition(".")
                 state.setdefault(int(index), {})[name] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
         run.steps, run.best_step = int(header["step"]), int(header["best_step"])
         log.names, log.rows = tuple(header["log_names"]), list(tensors["log"])
         run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
@@ -599,7 +641,9 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise VaezooError(f"device {str(device)!r} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise VaezooError(
+            f"device {str(device)!r} is not to be had here: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def check_shape(model: Autoencoder, data: ImageData) -> None:
@@ -642,4 +686,3 @@ class _Latents:
 
     def batch(self, indices: Tensor) -> Any:
         return map_latent(lambda level: level[indices], self.latents)
-

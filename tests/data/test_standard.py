@@ -1,6 +1,4 @@
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +6,8 @@ import scipy.io
 import torch
 from PIL import Image
 
-from vaezoo.data import data_root, load_data
+from vaezoo.data import load_data
 from vaezoo.errors import DataError
-
-#: Where the checkout keeps its data, unless $VAEZOO_DATA says otherwise.
-ROOT = (
-    data_root() if os.environ.get("VAEZOO_DATA") else Path(__file__).resolve().parents[3] / "shared" / "data"
-)
 
 RANDOM = np.random.default_rng(0)
 
@@ -23,11 +16,9 @@ def everything(split):
     return split.batch(torch.arange(len(split)))
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_mnist_and_fashion_mnist_as_published(name, folder):
-    if not (ROOT / folder).is_dir():
-        pytest.skip(f"{folder} is not in {ROOT}; set VAEZOO_DATA")
-    data = load_data(name, root=ROOT, validation=10_000)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_mnist_and_fashion_mnist_as_published(name, real_data):
+    data = real_data(name, validation=10_000)
     assert [len(split) for split in data.splits.values()] == [50_000, 10_000, 10_000]
     # The pixels' mean and deviation over the 60,000 training images, as everyone normalises with them.
     pixels = torch.cat([everything(data.train), everything(data.validation)])

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
 from vaezoo.evaluation.features import pixel_features
+from vaezoo.networks import quantizer
 
 
 def test_every_pure_function_stays_on_the_device() -> None:
@@ -27,7 +28,7 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *sampling.precision_recall(a, b),
             *sampling.density_coverage(a, b),
             latents.active_units(a),
-            latents.perplexity(latents.code_counts(codes, 16)),
+            quantizer.perplexity(quantizer.code_counts(codes, 16)),
             disentanglement.discretize(a),
             disentanglement.mutual_information_gap(
                 a, torch.zeros(50, 2, dtype=torch.long, device="cuda"), (3, 4)

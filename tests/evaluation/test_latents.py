@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vaezoo.evaluation.latents import active_units, code_counts, perplexity
+from vaezoo.evaluation.latents import active_units
+from vaezoo.networks.quantizer import code_counts, perplexity
 
 
 def test_perplexity_is_k_for_uniform_and_1_for_constant_codes() -> None:

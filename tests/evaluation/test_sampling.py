@@ -149,6 +149,8 @@ def test_pixels_are_pooled_to_at_most_256_features() -> None:
         features = pixel_features(shape)
         vector = features.extract(torch.ones(2, *shape))
         assert vector.shape[1] <= max(256, shape[0])
+        rows, columns = map(int, features.name.removeprefix("pixels").split("x"))
+        assert vector.shape[1] == shape[0] * rows * columns
         assert torch.equal(vector, torch.ones_like(vector)), (
             "partial squares are averaged over what they hold"
         )
@@ -178,6 +180,8 @@ def test_inception_needs_its_weights_and_says_where(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(VaezooError, match="fetch them once"):
         make_features("inception", (1, 8, 8), torch.device("cpu"))
+    with pytest.raises(VaezooError, match="1 or 3 channels"):
+        make_features("inception", (4, 8, 8), torch.device("cpu"))
 
 
 def test_inception_features_are_the_2048_of_the_pooling_layer(

@@ -74,7 +74,12 @@ def test_gradient_of_the_elbo_is_unbiased_for_a_linear_model():
     """E over the noise of the loss equals its closed form for linear maps and a Gaussian likelihood, within 4 SE."""
     torch.manual_seed(0)
     model = vaezoo.create(
-        "vae", image_shape=(1, 2, 2), latent_dim=2, network_options={"hidden": []}, likelihood="gaussian", likelihood_scale=0.5
+        "vae",
+        image_shape=(1, 2, 2),
+        latent_dim=2,
+        network_options={"hidden": []},
+        likelihood="gaussian",
+        likelihood_scale=0.5,
     ).double()
     x = torch.rand(1, 1, 2, 2).double()
     q = model.encode(x)

@@ -10,7 +10,15 @@ from vaezoo import testing
 def small(name="vq_vae", **options):
     torch.manual_seed(0)
     return vaezoo.create(
-        name, **{"image_shape": (1, 16, 16), "codes": 16, "code_dim": 4, "channels": 8, "residual_channels": 4, **options}
+        name,
+        **{
+            "image_shape": (1, 16, 16),
+            "codes": 16,
+            "code_dim": 4,
+            "channels": 8,
+            "residual_channels": 4,
+            **options,
+        },
     )
 
 
@@ -47,7 +55,9 @@ def test_which_term_moves_what(ema):
         assert not any("codebooks" in name for name, _ in model.named_parameters())
         return
     codebook_term = (q.encoded.detach() - q.vectors).square().sum()
-    gradients = torch.autograd.grad(codebook_term, [*model.encoder.parameters(), model.codebooks[0].vectors], allow_unused=True)
+    gradients = torch.autograd.grad(
+        codebook_term, [*model.encoder.parameters(), model.codebooks[0].vectors], allow_unused=True
+    )
     assert all(g is None for g in gradients[:-1])
     assert gradients[-1].abs().sum() > 0
     loss = model.losses(x, testing.progress(model))["model"]
@@ -119,7 +129,9 @@ def test_k_means_start_uses_the_codebook():
     started, raw = small(), small()
     x = testing.images(started, 64)
     started.initialize(x)
-    perplexities = [m.eval().losses(x, testing.progress(m))["model"].terms["perplexity"] for m in (started, raw)]
+    perplexities = [
+        m.eval().losses(x, testing.progress(m))["model"].terms["perplexity"] for m in (started, raw)
+    ]
     assert perplexities[0] > 2 * perplexities[1]
 
 

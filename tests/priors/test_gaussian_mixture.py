@@ -24,9 +24,14 @@ def latents():
 def test_log_prob_is_scikit_learns(latents):
     prior = make(components=3)
     prior.fit(latents, seed=0)
-    reference = Estimator(3, reg_covar=1e-6 * latents.numpy().var(0).mean() + 1e-12, max_iter=200, random_state=0).fit(latents.numpy())
+    reference = Estimator(
+        3, reg_covar=1e-6 * latents.numpy().var(0).mean() + 1e-12, max_iter=200, random_state=0
+    ).fit(latents.numpy())
     torch.testing.assert_close(
-        prior.log_prob(latents), torch.from_numpy(reference.score_samples(latents.numpy())), rtol=1e-5, atol=1e-5
+        prior.log_prob(latents),
+        torch.from_numpy(reference.score_samples(latents.numpy())),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

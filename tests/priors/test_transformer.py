@@ -12,7 +12,9 @@ from vaezoo.priors import PRIORS, LatentShape
 def make(shapes, codes, seed=0, **options):
     torch.manual_seed(seed)
     prior = PRIORS.get("transformer")
-    model = prior(prior.Config(**{"width": 16, "depth": 2, "heads": 2, **options}), LatentShape(shapes, codes)).eval()
+    model = prior(
+        prior.Config(**{"width": 16, "depth": 2, "heads": 2, **options}), LatentShape(shapes, codes)
+    ).eval()
     for parameter in model.parameters():  # away from the start, where predictions hardly depend on the codes
         torch.nn.init.normal_(parameter, std=0.4)
     return model

@@ -43,7 +43,7 @@ def make_features(
         if source == "pixels":
             return pixel_features(image_shape)
         if source == "inception":
-            return inception_features(device)
+            return inception_features(image_shape, device)
         raise VaezooError(unknown("features", source, ["pixels", "inception"]))
     name = getattr(source, "__name__", type(source).__name__).strip("<>").lower()
     if isinstance(source, nn.Module):
@@ -76,12 +76,15 @@ def pixel_features(image_shape: tuple[int, int, int]) -> Features:
     return Features(name, extract, note=f"{name}: means of {side}x{side} pixels" if side > 1 else "")
 
 
-def inception_features(device: torch.device) -> Features:
+def inception_features(image_shape: tuple[int, int, int], device: torch.device) -> Features:
     """The 2048 pooled features of torchvision's Inception v3 (Szegedy et al. 2016), which define FID.
 
     Raises:
-        VaezooError: the weights are not in torch.hub's cache; they are not downloaded here.
+        VaezooError: the weights are not in torch.hub's cache (they are not downloaded here), or images do not
+            have 1 or 3 channels.
     """
+    if image_shape[0] not in (1, 3):
+        raise VaezooError(f"features='inception' needs images of 1 or 3 channels, not {image_shape[0]}")
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
     if not path.is_file():
         raise VaezooError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaezoo.evaluation.report import Metric, Results, Skipped
+from vaezoo.networks.quantizer import perplexity
 
 if TYPE_CHECKING:
     from vaezoo.evaluation.observe import Observed
@@ -20,18 +21,6 @@ def active_units(means: Tensor, threshold: float = ACTIVE) -> Tensor:
 
     means [N, D] -> bool [D]."""
     return means.double().var(0, correction=0) > threshold
-
-
-def code_counts(codes: Tensor, size: int) -> Tensor:
-    """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
-    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
-    return ones.new_zeros(size).index_add_(0, codes.flatten().long(), ones)
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of code counts [K]: K when all are used alike, 1 when one is. Scalar."""
-    p = counts / counts.sum()
-    return torch.exp(-torch.xlogy(p, p).sum())
 
 
 def measure_latents(observed: Observed) -> Results:

@@ -55,7 +55,7 @@ def measure_likelihood(
         model.require_prior()
     except NotFittedError as error:
         return {"distortion": distortion} | {name: Skipped(str(error)) for name in names[1:]}
-    if observed.deterministic and not bool(columns["rate"].isfinite().all()):
+    if observed.deterministic and bool(columns["rate"].isposinf().any()):
         return {"distortion": distortion} | {name: Skipped(POINT_MASS) for name in names[1:]}
 
     grey = observed.measure == "binary" and not observed.binary

@@ -8,14 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
-from tqdm import tqdm
+from torch.distributions import Distribution, Independent, constraints
 
-from vaezoo.autoencoder import Autoencoder, evaluation_mode
-from vaezoo.data import Split
-from vaezoo.distributions import DiscretizedLogisticMixture
-from vaezoo.evaluation.latents import code_counts
+from vaezoo.autoencoder import Autoencoder, LatentShape, evaluation_mode
 from vaezoo.evaluation.reconstruction import mse, psnr, ssim
+from vaezoo.networks.quantizer import code_counts
 
 Measure = Literal["binary", "levels", "density"]
 
@@ -25,8 +22,8 @@ class Observed:
     """What the pass collects, on the model's device.
 
     Attributes:
-        per_image: by name, one number for each image, [N]: "mse", "psnr", "ssim", "distortion" and, where the
-            model has a prior, "rate".
+        per_image: by name, one number for each image, [N]: "mse", "psnr", "ssim", "distortion" and, if it was
+            asked for and the model has a prior, "rate".
         means: mean of q(z|x), [N, D], where the latent is one vector.
         counts: for code grids, how often each code was chosen, [K] per level, coarsest first.
         deterministic: q(z|x) is a point mass.
@@ -46,25 +43,26 @@ class Observed:
     shape: tuple[int, ...]
 
 
-def batches(
-    split: Split, batch_size: int, dtype: torch.dtype, progress: str | None = None
-) -> Iterator[Tensor]:
-    """All images of a split in order, [B, C, H, W]; the last batch may be smaller.
-
-    `progress`: title of a bar."""
-    rows = torch.arange(len(split), device=split.device).split(batch_size)
-    for indices in tqdm(rows, desc=progress, disable=progress is None, leave=False):
-        yield split.batch(indices).to(dtype)
+def is_vector(latent: LatentShape) -> bool:
+    """The latent is one vector of real numbers."""
+    return latent.codes is None and [len(shape) for shape in latent.shapes] == [1]
 
 
 def observe(
     model: Autoencoder,
     images: Iterator[Tensor],
     generator: torch.Generator | None = None,
+    rate: bool = True,
 ) -> Observed:
-    """Encode and decode every image once at a draw of q(z|x) and once at its mean."""
+    """Encode and decode every image once at a draw of q(z|x) and once at its mean.
+
+    Args:
+        model: any model of the contract.
+        images: batches [B, C, H, W]; at least one.
+        generator: draws z.
+        rate: measure the rate too, which takes a pass through the prior.
+    """
     latent = model.latent
-    is_vector = latent.codes is None and [len(shape) for shape in latent.shapes] == [1]
     columns: dict[str, list[Tensor]] = {}
     means: list[Tensor] = []
     counts: tuple[Tensor, ...] | None = None
@@ -83,11 +81,11 @@ def observe(
             }
             if min(x.shape[-2:]) >= 3:
                 row["ssim"] = ssim(reconstruction, x)
-            if model.prior is not None:
+            if rate and model.prior is not None:
                 row["rate"] = model.rate(q, z)
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
-            if is_vector:
+            if is_vector(latent):
                 means.append(q.mean)
             if latent.codes is not None:
                 levels = z if isinstance(z, tuple) else (z,)
@@ -111,6 +109,6 @@ def measure(p: Distribution) -> Measure:
     """What the `log_prob` of an image distribution is the logarithm of: the probability of 0/1 pixels
     ("binary"), that of one of 256 grey levels ("levels"), or a density."""
     pixels = p.base_dist if isinstance(p, Independent) else p
-    if isinstance(pixels, DiscretizedLogisticMixture):
-        return "levels"
-    return "binary" if pixels.support.is_discrete else "density"  # type: ignore[union-attr]
+    if pixels.support is constraints.boolean:
+        return "binary"
+    return "levels" if pixels.support.is_discrete else "density"  # type: ignore[union-attr]

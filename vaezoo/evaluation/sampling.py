@@ -53,7 +53,7 @@ def frechet_variance(features1: Tensor, features2: Tensor) -> Tensor:
     """Sampling variance of the Frechet distance of two sets of features [N, d] and [M, d]. Scalar.
 
     By the delta method: the variance of each row's influence on the distance, over the number of rows. Where
-    the two distributions are the same the influence vanishes, and the variance is that of higher orders.
+    the two distributions are the same the influence vanishes, and this is somewhat too large.
     """
     (mean1, cov1), (mean2, cov2) = moments(features1), moments(features2)
     influence1 = _influence(features1, mean1, cov1, mean2, cov2)
@@ -171,7 +171,7 @@ def measure_sampling(features: Features, generated: Tensor, real: Tensor, refere
     if not bool(generated.isfinite().all()):
         broken = Skipped("some features of the generated images are not finite")
         return dict.fromkeys(all_names, broken) | {f"{distance}_real": floor}
-    note = "; ".join(filter(None, [features.note, "se by the delta method"]))
+    note = "; ".join(filter(None, [features.note, "generated: means of p(x|z); se by the delta method"]))
     results: Results = {distance: _frechet(generated, real, note), f"{distance}_real": floor}
     for names, compare, k in (
         (("precision", "recall"), precision_recall, K_PRECISION),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import vaezoo
 from vaezoo.autoencoder import Autoencoder, evaluation_mode
@@ -20,7 +22,7 @@ from vaezoo.evaluation.disentanglement import measure_disentanglement
 from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
-from vaezoo.evaluation.observe import batches, observe
+from vaezoo.evaluation.observe import is_vector, observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
 from vaezoo.evaluation.sampling import extract, measure_sampling, sampling_names
@@ -75,8 +77,8 @@ def evaluate(
     for name, number in numbers.items():
         if number < 1:
             raise VaezooError(f"evaluate: {name}={number} is not valid, it must be at least 1")
-    reference = next(iter([*model.parameters(), *model.buffers()]))
-    device, dtype = reference.device, reference.dtype
+    weights = next(model.parameters())
+    device = weights.device
     data = load_data(data, device=device).to(device)
     if split not in data.splits:
         raise VaezooError(unknown("split", split, data.splits))
@@ -85,35 +87,32 @@ def evaluate(
             f"the model takes images {tuple(model.config.image_shape)}, those of {data.name} are "
             f"{tuple(data.image_shape)} (channels, height, width)"
         )
+    compared = make_features(features, data.image_shape, device) if "sampling" in chosen else None
     images = data.splits[split].subset(n, derive(seed, "images"))
-
-    def bar(name: str) -> str | None:
-        return name if progress else None
+    run = Run(model, device, weights.dtype, seed, batch_size, progress)
 
     results: dict[str, Results] = {}
     with evaluation_mode(model), full_precision():
         if {"reconstruction", "likelihood", "latents"} & set(chosen):
-            with seeded(derive(seed, "observe"), device):
-                draws = generator(derive(seed, "posterior"), device)
-                observed = observe(model, batches(images, batch_size, dtype, bar("images")), draws)
+            with run.seeded("observe"):
+                passing = run.batches(images, "images")
+                observed = observe(model, passing, run.generator("posterior"), rate="likelihood" in chosen)
         if "reconstruction" in chosen:
             results["reconstruction"] = measure_reconstruction(observed)
         if "likelihood" in chosen:
-            with seeded(derive(seed, "likelihood"), device):
-                few = batches(images.first(likelihood_n), batch_size, dtype, bar("likelihood"))
-                draws = generator(derive(seed, "importance"), device)
+            with run.seeded("likelihood"):
+                few = run.batches(images.first(likelihood_n), "likelihood")
+                draws = run.generator("importance")
                 results["likelihood"] = measure_likelihood(model, observed, few, samples, draws)
-        if "sampling" in chosen:
-            with seeded(derive(seed, "sampling"), device):
-                used = make_features(features, data.image_shape, device)
+        if compared is not None:
+            with run.seeded("sampling"):
                 other = data.validation if split == "train" else data.train
-                results["sampling"] = _sampling(model, used, images, other, seed, batch_size, dtype, bar)
+                results["sampling"] = _sampling(run, compared, images, other)
         if "latents" in chosen:
             results["latents"] = measure_latents(observed)
         if "disentanglement" in chosen:
-            with seeded(derive(seed, "disentanglement"), device):
-                part = data.splits[split]
-                results["disentanglement"] = _disentanglement(model, data, part, seed, batch_size, dtype, bar)
+            with run.seeded("disentanglement"):
+                results["disentanglement"] = _disentanglement(run, data, data.splits[split])
 
     header = {
         "model": _model_header(model),
@@ -122,6 +121,7 @@ def evaluate(
         "n": len(images),
         "samples": samples,
         "likelihood_n": min(likelihood_n, len(images)),
+        "features": compared.name if compared is not None else None,
         "axes": [axis for axis in AXES if axis in chosen],
         "seed": seed,
         "batch_size": batch_size,
@@ -137,6 +137,32 @@ def evaluate(
     return Report.of(header, flat)
 
 
+@dataclass(frozen=True)
+class Run:
+    """What every measurement of one `evaluate` call shares."""
+
+    model: Autoencoder
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    batch_size: int
+    progress: bool
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A stream of its own for each purpose, on the model's device."""
+        return generator(derive(self.seed, purpose), self.device)
+
+    def seeded(self, purpose: str) -> AbstractContextManager[None]:
+        """Torch's default generators, which dynamic binarisation draws from, start from the seed inside."""
+        return seeded(derive(self.seed, purpose), self.device)
+
+    def batches(self, split: Split, title: str) -> Iterator[Tensor]:
+        """All images of a split in order, [B, C, H, W]; the last batch may be smaller."""
+        rows = torch.arange(len(split), device=split.device).split(self.batch_size)
+        for indices in tqdm(rows, desc=title, disable=not self.progress, leave=False):
+            yield split.batch(indices).to(self.dtype)
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, float32 is float32 on a GPU too: variances as differences do not survive TF32's 10 bits."""
@@ -150,72 +176,48 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolution
 
 
-def _sampling(
-    model: Autoencoder,
-    features: Features,
-    images: Split,
-    other: Split,
-    seed: int,
-    batch_size: int,
-    dtype: torch.dtype,
-    bar: Callable[[str], str | None],
-) -> Results:
+def _sampling(run: Run, features: Features, images: Split, other: Split) -> Results:
     """Samples from the model's prior against the images; as many images of another split for the floor."""
     try:
-        model.require_prior()
+        run.model.require_prior()
     except NotFittedError as error:
         return dict.fromkeys(sampling_names(features), Skipped(str(error)))
-    draws = generator(derive(seed, "samples"), next(model.parameters()).device)
-
-    def generated() -> Iterator[Tensor]:
-        for start in range(0, len(images), batch_size):
-            yield model.sample(min(batch_size, len(images) - start), draws)
-
-    reference = other.subset(len(images), derive(seed, "reference"))
+    draws = run.generator("samples")
+    starts = range(0, len(images), run.batch_size)
+    generated = (
+        run.model.sample(min(run.batch_size, len(images) - start), draws)
+        for start in tqdm(starts, desc="samples", disable=not run.progress, leave=False)
+    )
+    reference = other.subset(len(images), derive(run.seed, "reference"))
     return measure_sampling(
         features,
-        extract(features, generated()),
-        extract(features, batches(images, batch_size, dtype, bar("features"))),
-        extract(features, batches(reference, batch_size, dtype, bar("features"))),
+        extract(features, generated),
+        extract(features, run.batches(images, "features")),
+        extract(features, run.batches(reference, "features")),
     )
 
 
-def _disentanglement(
-    model: Autoencoder,
-    data: ImageData,
-    split: Split,
-    seed: int,
-    batch_size: int,
-    dtype: torch.dtype,
-    bar: Callable[[str], str | None],
-) -> Results:
+def _disentanglement(run: Run, data: ImageData, split: Split) -> Results:
     """Codes of images of known factors: rendered from uniform draws where the data can, else a subset."""
-    latent = model.latent
     if not data.factors:
         return {"mig": Skipped(f"{data.name} has no ground-truth factors")}
-    if latent.codes is not None or [len(shape) for shape in latent.shapes] != [1]:
+    if not is_vector(run.model.latent):
         return {"mig": Skipped("the latents are code grids, not one vector")}
+    n = disentanglement.POINTS
     render: Callable[[Tensor], Tensor] | None = getattr(split, "render", None)
     if render is not None:
-        draws = generator(derive(seed, "factors"), "cpu")  # on the CPU: the same factors on every device
-        n = disentanglement.POINTS
+        draws = generator(derive(run.seed, "factors"), "cpu")  # the same factors on every device
         columns = [torch.randint(factor.size, (n,), generator=draws) for factor in data.factors]
         factors = torch.stack(columns, 1).to(split.device)
-        images: Iterator[Tensor] = (render(rows).to(dtype) for rows in factors.split(batch_size))
+        images: Iterator[Tensor] = (render(rows).to(run.dtype) for rows in factors.split(run.batch_size))
         how = "factors drawn uniformly and independently"
     else:
-        subset = split.subset(disentanglement.POINTS, derive(seed, "factors"))
+        subset = split.subset(n, derive(run.seed, "factors"))
         assert subset.factors is not None, "data with factors has them in every split"
-        factors = subset.factors
-        images = batches(subset, batch_size, dtype, bar("factors"))
+        factors, images = subset.factors, run.batches(subset, "factors")
         how = "images of the split, drawn without replacement"
-    codes = torch.cat([_vector(model.represent(x)) for x in images])
+    codes = torch.cat([run.model.encode(x).mean for x in images])
     return measure_disentanglement(codes, factors, data.factors, how)
-
-
-def _vector(z: Tensor | tuple[Tensor, ...]) -> Tensor:
-    assert isinstance(z, Tensor)
-    return z
 
 
 def _model_header(model: Autoencoder) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class VAE(Autoencoder):
     #: Encoder outputs for each latent dimension: mean and log-variance.
     statistics = 2
 
-    def __init__(self, config: Config, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: Config, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+    ) -> None:
         super().__init__(config)
         self.likelihood = LIKELIHOODS.get(config.likelihood)(config.likelihood_scale)
         channels, height, width = config.image_shape

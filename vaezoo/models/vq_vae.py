@@ -11,7 +11,7 @@ from vaezoo.autoencoder import Autoencoder, AutoencoderConfig, Latent, LatentSha
 from vaezoo.errors import VaezooError
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks.grid import grid_decoder, grid_encoder
-from vaezoo.networks.quantizer import Codebook, perplexity
+from vaezoo.networks.quantizer import Codebook, code_counts, perplexity
 
 
 class VQVAE(Autoencoder):
@@ -35,7 +35,10 @@ class VQVAE(Autoencoder):
         ema: bool = Field(True, description="learn the codebook by moving averages; False: by gradient")
         decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving averages")
         revive: float = Field(
-            0.01, ge=0, lt=1, description="a code used less than this fraction of even usage is revived; 0: never"
+            0.01,
+            ge=0,
+            lt=1,
+            description="a code used less than this fraction of even usage is revived; 0: never",
         )
         channels: int = Field(64, ge=2, description="channels of the convolutions (256 in the paper)")
         residual_channels: int = Field(32, ge=1, description="channels inside the residual blocks")
@@ -53,7 +56,8 @@ class VQVAE(Autoencoder):
         self.likelihood = LIKELIHOODS.get(config.likelihood)(config.likelihood_scale)
         self.grids = self.check_grids()
         self.codebooks = nn.ModuleList(
-            Codebook(config.codes, config.code_dim, config.ema, config.decay, config.revive) for _ in self.grids
+            Codebook(config.codes, config.code_dim, config.ema, config.decay, config.revive)
+            for _ in self.grids
         )
         self.build()
 
@@ -113,7 +117,7 @@ class VQVAE(Autoencoder):
             terms["codebook"] = codebook
         for level, (book, factor) in enumerate(zip(self.codebooks, q.factors)):
             suffix = f"_{level}" if len(self.codebooks) > 1 else ""
-            terms[f"perplexity{suffix}"] = perplexity(factor.codes, self.config.codes)
+            terms[f"perplexity{suffix}"] = perplexity(code_counts(factor.codes, self.config.codes))
             terms[f"usage{suffix}"] = (book.usage > self.config.revive).float().mean()
             if self.training:
                 book.update(factor)

@@ -25,7 +25,9 @@ class VQVAE2(VQVAE):
     class Config(VQVAE.Config):
         levels: int = Field(2, ge=2, description="number of code grids, each half as wide as the next finer")
         downsample: int = Field(
-            2, ge=2, description="image size over the finest grid's size, a power of 2 (4 at the paper's 256 pixels)"
+            2,
+            ge=2,
+            description="image size over the finest grid's size, a power of 2 (4 at the paper's 256 pixels)",
         )
 
     config: Config

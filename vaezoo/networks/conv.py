@@ -47,7 +47,9 @@ class Conv(Network):
         layers += [nn.Linear(hidden, channels[-1] * height * width), nn.ReLU(), nn.Unflatten(1, grid)]
         outputs = [image_shape[0], *channels[:-1]]
         for halved, before, after in zip(reversed(halve), reversed(channels), reversed(outputs)):
-            deconv = nn.ConvTranspose2d(before, after, 4, 2, 1) if halved else nn.Conv2d(before, after, 3, 1, 1)
+            deconv = (
+                nn.ConvTranspose2d(before, after, 4, 2, 1) if halved else nn.Conv2d(before, after, 3, 1, 1)
+            )
             layers += [deconv, nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 

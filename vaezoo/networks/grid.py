@@ -43,7 +43,9 @@ def grid_encoder(inputs: int, channels: int, hidden: int, blocks: int, factor: i
     return nn.Sequential(*layers, *(Residual(channels, hidden) for _ in range(blocks)), ReLU())
 
 
-def grid_decoder(inputs: int, channels: int, outputs: int, hidden: int, blocks: int, factor: int) -> nn.Sequential:
+def grid_decoder(
+    inputs: int, channels: int, outputs: int, hidden: int, blocks: int, factor: int
+) -> nn.Sequential:
     """[B, inputs, h, w] -> [B, outputs, h * factor, w * factor]: residuals, then transposed convolutions."""
     steps = halvings(factor)
     widths = [channels, *[channels // 2] * (steps - 1), outputs]

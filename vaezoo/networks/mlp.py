@@ -22,7 +22,9 @@ class MLP(Network):
     config: Config
 
     def encoder(self, image_shape: Shape, out_features: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), *_layers(math.prod(image_shape), *self.config.hidden, out_features))
+        return nn.Sequential(
+            nn.Flatten(), *_layers(math.prod(image_shape), *self.config.hidden, out_features)
+        )
 
     def decoder(self, in_features: int, image_shape: Shape) -> nn.Module:
         layers = _layers(in_features, *reversed(self.config.hidden), math.prod(image_shape))

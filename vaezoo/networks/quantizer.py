@@ -29,7 +29,9 @@ class Codebook(nn.Module):
     vectors: Tensor
     usage: Tensor
 
-    def __init__(self, codes: int, dim: int, ema: bool = True, decay: float = 0.99, revive: float = 0.01) -> None:
+    def __init__(
+        self, codes: int, dim: int, ema: bool = True, decay: float = 0.99, revive: float = 0.01
+    ) -> None:
         super().__init__()
         self.decay = decay
         self.revive = revive
@@ -60,7 +62,10 @@ class Codebook(nn.Module):
         with torch.autocast(flat.device.type, enabled=False):
             # argmin |z - e|^2 = argmin |e|^2 / 2 - z.e, one matrix product and no N x K x D tensor.
             half_norms = 0.5 * self.vectors.square().sum(1)
-            codes = [torch.addmm(half_norms, block, self.vectors.T, alpha=-1).argmin(1) for block in flat.split(BLOCK)]
+            codes = [
+                torch.addmm(half_norms, block, self.vectors.T, alpha=-1).argmin(1)
+                for block in flat.split(BLOCK)
+            ]
         return torch.cat(codes).view(grid.shape[:-1])
 
     @torch.no_grad()
@@ -106,10 +111,13 @@ class Codebook(nn.Module):
         return n, torch.zeros_like(z[:1]).repeat(len(n), 1).index_add_(0, codes, z)
 
 
-def perplexity(codes: Tensor, size: int) -> Tensor:
-    """exp(entropy of the codes' usage): `size` when all are used alike, 1 when one is. Scalar."""
-    counts = torch.zeros(size, device=codes.device).index_add_(
-        0, codes.flatten().long(), torch.ones(codes.numel(), device=codes.device)
-    )
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
+    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
+    return ones.new_zeros(size).index_add_(0, codes.flatten().long(), ones)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of code counts [K]: K when all are used alike, 1 when one is. Scalar."""
     p = counts / counts.sum()
     return torch.exp(-torch.xlogy(p, p).sum())

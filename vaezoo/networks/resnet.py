@@ -37,7 +37,10 @@ class ResNet(Network):
         height, width = self._grid(image_shape)
         channels = self.config.channels
         grid = (channels[-1], height, width)
-        layers: list[nn.Module] = [nn.Linear(in_features, channels[-1] * height * width), nn.Unflatten(1, grid)]
+        layers: list[nn.Module] = [
+            nn.Linear(in_features, channels[-1] * height * width),
+            nn.Unflatten(1, grid),
+        ]
         for stage in reversed(range(len(channels))):
             layers += [ResidualBlock(channels[stage]) for _ in range(self.config.blocks)]
             if stage:

@@ -21,7 +21,9 @@ class StandardNormal(Prior):
     def __init__(self, config: BaseConfig, latent: LatentShape) -> None:
         super().__init__(config, latent)
         if latent.codes is not None:
-            raise VaezooError(f"standard_normal is a prior over real vectors, but this model's latent is a {latent}")
+            raise VaezooError(
+                f"standard_normal is a prior over real vectors, but this model's latent is a {latent}"
+            )
         self.register_buffer("zeros", torch.zeros(latent.shapes[0]), persistent=False)
 
     def _distribution(self) -> DiagonalGaussian:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +12,21 @@ import torch
 from tabulate import tabulate
 
 from vaezoo.autoencoder import Autoencoder
-from vaezoo.checkpoint import WEIGHTS, load, read_header, write_text
+from vaezoo.checkpoint import WEIGHTS, load, write_text
 from vaezoo.data import ImageData, load_data
 from vaezoo.errors import CheckpointError, VaezooError, unknown
 from vaezoo.evaluation import Report, evaluate
 from vaezoo.plots import overview, save_pictures
 from vaezoo.priors import PRIORS
+from vaezoo.random import derive, seeded
 from vaezoo.registry import MODELS, create
 from vaezoo.trainer import STATE, TrainConfig, fit_prior, resolve_device, train
 
 REPORT = "report.json"
+PLAN = "compare.json"
+
+#: Options of `evaluate` that a comparison sets itself.
+_SET_HERE = ("model", "data", "seed", "progress")
 
 
 def compare(
@@ -49,26 +55,44 @@ def compare(
         progress: as in `train`.
         model_options: by model name, options of its config, its training or its prior, over `options`.
         evaluation: options of `evaluate`.
-        **options: fields of `TrainConfig`, for all models.
+        **options: for all models: fields of `TrainConfig` or of their configs, and with the prefix `prior_`
+            those of the priors that are fitted.
 
     Returns:
         The reports by name.
+
+    Raises:
+        VaezooError: an unknown model or option or a wrong value, before anything is trained.
+        CheckpointError: `out` holds runs with other options.
     """
     out = Path(out)
-    images = load_data(data, device=resolve_device(device))
-    model_options = dict(model_options or {})
+    model_options, evaluation = dict(model_options or {}), dict(evaluation or {})
+    if not models:
+        raise VaezooError("compare needs the name of at least one model")
     for name in models:
         MODELS.get(name)
     for name in model_options:
         if name not in models:
             raise VaezooError(unknown("model to compare", name, models))
-    plans = {name: _plan(name, images, {"seed": seed, **options, **model_options.get(name, {})}) for name in models}
+    possible = [name for name in inspect.signature(evaluate).parameters if name not in _SET_HERE]
+    for name, value in evaluation.items():
+        if name not in possible:
+            raise VaezooError(unknown("option of evaluate", name, possible))
+        if not isinstance(value, str | int | list | tuple):
+            raise VaezooError(
+                f"evaluate: {name}={value!r} cannot be compared by: give a number, name or list"
+            )
+    images = load_data(data, device=resolve_device(device))
+    plans = {
+        name: _plan(name, images, {"seed": seed, **options, **model_options.get(name, {})}) for name in models
+    }
     trained, reports = {}, {}
     for name, plan in plans.items():
-        model, reports[name] = _one(name, images, out / name, plan, dict(evaluation or {}), seed, device, progress)
+        model, reports[name] = _one(name, images, out / name, plan, evaluation, seed, device, progress)
         trained[name] = model
     overview(trained, images.test, out / "overview.png", seed)
-    write_text(out / REPORT, json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=1) + "\n")
+    summary = {name: report.to_dict() for name, report in reports.items()}
+    write_text(out / REPORT, json.dumps(summary, indent=1) + "\n")
     write_text(out / "report.md", markdown(reports, images))
     return reports
 
@@ -95,13 +119,15 @@ def markdown(reports: Mapping[str, Report], data: ImageData) -> str:
     ]
     for name, report in reports.items():
         parts.append(f"## {name}")
-        parts += [f"![{p}]({name}/{p}.png)" for p in ("reconstructions", "samples", "traversals", "interpolations")]
+        parts += [
+            f"![{p}]({name}/{p}.png)" for p in ("reconstructions", "samples", "traversals", "interpolations")
+        ]
         parts += [f"- {metric}: not measured, {reason}" for metric, reason in report.skipped.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def split_options(options: Mapping[str, Any], *kinds: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sort options by the fields that know them: one dict for each kind, the first that knows a name takes it."""
+    """Sort options by the fields that know them: one dict for each kind; the first to know a name has it."""
     parts: list[dict[str, Any]] = [{} for _ in kinds]
     for name, value in options.items():
         for part, (_, fields) in zip(parts, kinds):
@@ -110,27 +136,37 @@ def split_options(options: Mapping[str, Any], *kinds: tuple[str, Mapping[str, An
                 break
         else:
             what = " or of ".join(kind for kind, _ in kinds)
-            raise VaezooError(unknown(f"option of {what}", name, [field for _, fields in kinds for field in fields]))
+            raise VaezooError(
+                unknown(f"option of {what}", name, [field for _, fields in kinds for field in fields])
+            )
     return parts
 
 
 def _plan(name: str, data: ImageData, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The model, checked, and the options of its training and its prior. Mistakes show before any training."""
+    """Options of model, training and prior, all checked, so that mistakes show before any training."""
     model_class = MODELS.get(name)
-    prior = model_class.default_prior
-    prior_fields = {f"prior_{field}": field for field in PRIORS.get(prior).Config.model_fields} if prior else {}
-    train_fields = TrainConfig.model_fields
-    kinds = (
+    kinds: list[tuple[str, Mapping[str, Any]]] = [
         (f"model {name}", model_class.Config.model_fields),
-        ("training", train_fields),
-        ("its prior", {**prior_fields, **({f"prior_{field}": field for field in train_fields} if prior else {})}),
-    )
-    config, training, fitting = split_options(options, *kinds)
-    return {
-        "config": {"image_shape": data.image_shape, **config},
-        "train": TrainConfig.parse(training, name).model_dump(include=set(training)),
-        "prior": {option.removeprefix("prior_"): value for option, value in fitting.items()},
-    }
+        ("training", TrainConfig.model_fields),
+    ]
+    if model_class.default_prior:
+        prior_fields = PRIORS.get(model_class.default_prior).Config.model_fields
+        fitting = {f"prior_{field}": field for field in (*prior_fields, *TrainConfig.model_fields)}
+        kinds.append(("its prior", fitting))
+    config, training, *rest = split_options(options, *kinds)
+    config = {"image_shape": data.image_shape, **config}
+    prior = {option.removeprefix("prior_"): value for part in rest for option, value in part.items()}
+    with torch.device("meta"):
+        create(name, **config)
+    TrainConfig.parse(training, f"train {name}")
+    if model_class.default_prior:
+        of_prior, of_fit = split_options(
+            prior, ("prior", prior_fields), ("training", TrainConfig.model_fields)
+        )
+        where = f"prior '{model_class.default_prior}'"
+        PRIORS.get(model_class.default_prior).Config.parse(of_prior, where)
+        TrainConfig.parse(of_fit, where)
+    return {"config": config, "train": training, "prior": prior}
 
 
 def _one(
@@ -143,23 +179,27 @@ def _one(
     device: torch.device | str | None,
     progress: bool | None,
 ) -> tuple[Autoencoder, Report]:
-    model = create(name, **plan["config"])
-    record = {"plan": json.loads(json.dumps(plan)), "data": data.header(), "evaluation": evaluation, "seed": seed}
-    done = read_header(folder / WEIGHTS)["info"].get("compare") if (folder / WEIGHTS).exists() else None
-    if done is not None and done != record:
-        raise CheckpointError(f"{folder} holds a run with other options; compare into another folder or remove it")
-    if done is not None and (folder / REPORT).exists():
-        return load(folder, resolve_device(device)), Report.load(folder / REPORT)
-    run = {"device": device, "progress": progress}
+    record = {"plan": plan, "data": data.header(), "evaluation": evaluation, "seed": seed}
+    text = json.dumps(record, indent=1) + "\n"
+    if (folder / PLAN).exists():
+        if (folder / PLAN).read_text(encoding="utf-8") != text:
+            raise CheckpointError(
+                f"{folder} holds a run with other options; compare into another folder or remove it"
+            )
+        if (folder / REPORT).exists():
+            return load(folder, resolve_device(device)), Report.load(folder / REPORT)
+    elif (folder / WEIGHTS).exists() or (folder / STATE).exists():
+        raise CheckpointError(f"{folder} holds a run that compare did not make; compare into another folder")
+    write_text(folder / PLAN, text)
+    with seeded(derive(seed, "create"), "cpu"):
+        model = create(name, **plan["config"])
+    run: dict[str, Any] = {"device": device, "progress": progress}
     train(model, data, out=folder, resume=(folder / STATE).exists(), **run, **plan["train"])
     if model.default_prior is not None:
         prior_options = {"seed": seed, **plan["prior"]}
         fit_prior(model, data, out=folder, resume=(folder / "prior" / STATE).exists(), **run, **prior_options)
     report = evaluate(model, data, seed=seed, **evaluation)
-    from vaezoo.checkpoint import save
-
-    save(model, folder, {**read_header(folder / WEIGHTS)["info"], "compare": record})
-    report.save(folder / REPORT)
-    write_text(folder / "report.md", report.to_markdown())
     save_pictures(model, data.test, folder, seed)
+    write_text(folder / "report.md", report.to_markdown())
+    report.save(folder / REPORT)  # last, because it says that all is done
     return model, report

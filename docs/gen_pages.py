@@ -1,0 +1,335 @@
+"""Pages and tables that are made from the registries, so that the docs cannot drift from the code.
+
+mkdocs-gen-files runs this file. It writes one page for each model and one for each other registry, fills
+the places `<!-- table: NAME -->` of the pages written by hand, and completes the navigation.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import vaezoo
+from vaezoo.autoencoder import Autoencoder
+from vaezoo.config import describe_fields
+from vaezoo.data import DATASETS
+from vaezoo.likelihoods import LIKELIHOODS
+from vaezoo.networks import NETWORKS
+from vaezoo.priors import PRIORS
+from vaezoo.registry import MODELS, Registry
+from vaezoo.trainer import TrainConfig
+
+DOCS = Path(__file__).parent
+
+
+# --- Pieces of Markdown -----------------------------------------------------------------------------------
+
+
+def code(text: str) -> str:
+    """Inline code that may stand in a table, whatever it holds."""
+    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" if text else ""
+
+
+def cell(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("*", r"\*").replace("\n", " ")
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def options_table(fields: list[dict[str, str]]) -> str:
+    """Options as `describe` gives them."""
+    if not fields:
+        return "No options."
+    rows = [[*(code(f[key]) for key in ("name", "type", "default", "limits")), cell(f["meaning"])] for f in fields]
+    return markdown_table(("option", "type", "default", "limits", "meaning"), rows)
+
+
+def summary(thing: Any) -> str:
+    """First paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def docstring(path: str) -> str:
+    """The docstring behind a dotted path, laid out by mkdocstrings, without heading and members."""
+    options = {
+        "show_root_heading": "false",
+        "show_root_toc_entry": "false",
+        "show_bases": "false",
+        "show_signature": "false",
+        "merge_init_into_class": "false",
+        "members": "false",
+    }
+    lines = [f"::: {path}", "    options:", *(f"      {key}: {value}" for key, value in options.items())]
+    return "\n".join(lines)
+
+
+def source(thing: type) -> str:
+    """The source of a class without its docstring."""
+    text = textwrap.dedent(inspect.getsource(thing))
+    node = ast.parse(text).body[0]
+    assert isinstance(node, ast.ClassDef)
+    lines = text.rstrip().splitlines()
+    if ast.get_docstring(node) is not None:
+        first = node.body[0]
+        del lines[first.lineno - 1 : first.end_lineno]
+        while not lines[first.lineno - 1].strip():
+            del lines[first.lineno - 1]
+    return "\n".join(lines)
+
+
+def is_builtin(thing: Any) -> bool:
+    return thing.__module__.split(".")[0] == vaezoo.__name__
+
+
+def own_names(registry: Registry[Any]) -> list[str]:
+    """The names that ship with vaezoo: what is installed beside it when the docs are made is not ours."""
+    broken = {name for name, _, error in registry.status() if error}
+    return [name for name in registry.names() if name not in broken and is_builtin(registry.get(name))]
+
+
+# --- Models -----------------------------------------------------------------------------------------------
+
+
+def model_names() -> list[str]:
+    """Parents before children, in the order of the registry otherwise."""
+    return sorted(own_names(MODELS), key=lambda name: (len(MODELS.get(name).__mro__), name))
+
+
+def model_table() -> str:
+    return markdown_table(
+        ("model", "what it is", "prior"),
+        [
+            [f"[`{name}`](models/{name}.md)", cell(about["summary"]), code(about["prior"])]
+            for name in model_names()
+            for about in [vaezoo.describe(name)]
+        ],
+    )
+
+
+def create_lines(name: str) -> str:
+    """How to make, train and use a model: with the first two options of its own as an example."""
+    shown = [f"{field['name']}={field['default']}" for field in own_options(name)[:2]]
+    lines = [
+        "import vaezoo",
+        "",
+        'data = vaezoo.load_data("digits", validation=0.2)',
+        f'model = vaezoo.create("{name}", {", ".join([*shown, "image_shape=data.image_shape"])})',
+        "vaezoo.train(model, data, epochs=1)",
+    ]
+    prior = MODELS.get(name).default_prior
+    if prior is not None:
+        epochs = "" if "fit" in vars(PRIORS.get(prior)) else ", epochs=1"  # fitted in closed form, or trained
+        lines.append(f"vaezoo.fit_prior(model, data{epochs})  # {prior}")
+    return "\n".join([*lines, "images = model.sample(16)"])
+
+
+def own_options(name: str) -> list[dict[str, str]]:
+    """The options that a model adds to its parent's, or declares anew."""
+    inherited = describe_fields(MODELS.get(name).__mro__[1].Config)
+    return [field for field in vaezoo.describe(name)["options"] if field not in inherited]
+
+
+def model_page(name: str) -> str:
+    model = MODELS.get(name)
+    about = vaezoo.describe(name)
+    parent = model.__mro__[1]
+    is_variant = parent is not Autoencoder and issubclass(parent, Autoencoder)
+    parent_name = next((n for n in own_names(MODELS) if MODELS.get(n) is parent), parent.__name__)
+    own = own_options(name)
+    options = {
+        "Its own": own,
+        f"From {parent_name if is_variant else 'the contract'}": [f for f in about["options"] if f not in own],
+    }
+    text = source(model)
+    parts = [
+        f"# {name}",
+        docstring(about["class"]),
+        f"**Paper:** {about['paper']}",
+        f"**Prior:** {code(about['prior'])}"
+        + (", fitted after training with `vaezoo.fit_prior`" if model.default_prior else ", there from the start"),
+        "## Use",
+        f"```python\n{create_lines(name)}\n```",
+        f"```console\nvaezoo info {name}\nvaezoo train {name} --data fashion_mnist --out runs/{name}\n```",
+        "## Options",
+        *(f"### {title}\n\n{options_table(fields)}" for title, fields in options.items() if fields),
+        "## Recipe",
+        recipe_table(about["recipes"]),
+        f"## How it differs from {parent_name}" if is_variant else "## The whole model",
+        (
+            f"The class as it is in `{model.__module__}`, without its docstring: {len(text.splitlines())} lines. "
+            + (f"All the rest is [`{parent_name}`]({parent_name}.md)." if is_variant else "")
+        ),
+        f"```python\n{text}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def recipe_table(recipes: dict[str, dict[str, Any]]) -> str:
+    if not recipes:
+        return "No recipe yet: the [defaults of the trainer](../training.md) apply."
+    rows = [
+        ["any" if data == "*" else code(data), ", ".join(code(f"{k}={v!r}") for k, v in options.items())]
+        for data, options in recipes.items()
+    ]
+    return markdown_table(("data", "options of the training, over the trainer's defaults"), rows)
+
+
+# --- Other registries -------------------------------------------------------------------------------------
+
+
+def class_pages(title: str, introduction: str, registry: Registry[Any], facts: Callable[[Any], list[str]]) -> str:
+    parts = [f"# {title}", introduction]
+    for name in own_names(registry):
+        thing = registry.get(name)
+        parts += [f"## {name}", docstring(f"{thing.__module__}.{thing.__qualname__}"), *facts(thing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def configured(thing: Any) -> list[str]:
+    paper = getattr(thing, "paper", "")
+    return [*([f"**Paper:** {paper}"] if paper else []), options_table(describe_fields(thing.Config))]
+
+
+def likelihood_facts(thing: Any) -> list[str]:
+    logarithm = {
+        "binary": "the probability of 0/1 pixels; on grey levels it is a cross-entropy, which is not normalised",
+        "levels": "the probability of one of 256 grey levels",
+        "density": "a density",
+    }
+    return [
+        f"Decoder outputs for each image channel: {thing.parameters_per_channel}. "
+        f"`log_prob` is the logarithm of {logarithm[thing.measure]}."
+    ]
+
+
+def data_page() -> str:
+    parts = [
+        "# Data sets",
+        "Names that `vaezoo.load_data` takes, with their options. `root` and `seed` are passed on from "
+        "`load_data`; see [Data](../data.md) for what all sets have in common.",
+    ]
+    for name in own_names(DATASETS):
+        function = DATASETS.get(name)
+        path = f"{function.__module__}.{function.__qualname__}"
+        parts += [f"## {name}", f"::: {path}\n    options:\n      show_root_heading: false\n      heading_level: 3"]
+    return "\n\n".join(parts) + "\n"
+
+
+def data_table() -> str:
+    rows = [[f"[`{name}`](parts/data-sets.md#{name})", cell(summary(DATASETS.get(name)))] for name in own_names(DATASETS)]
+    return markdown_table(("name", "what it is"), rows)
+
+
+def models_index() -> str:
+    rows = model_table().replace("(models/", "(")
+    return (
+        "# Models\n\nEvery model is one class under one name; these pages are made from the registry. "
+        f"Each shows the class itself, because a variant is meant to be a few lines.\n\n{rows}\n"
+    )
+
+
+def parts_index() -> str:
+    rows = [
+        [f"[{title}]({file})", ", ".join(f"[`{n}`]({file}#{n})" for n in own_names(registry))]
+        for title, file, registry in (
+            ("Priors", "priors.md", PRIORS),
+            ("Networks", "networks.md", NETWORKS),
+            ("Likelihoods", "likelihoods.md", LIKELIHOODS),
+            ("Data sets", "data-sets.md", DATASETS),
+        )
+    ]
+    return "# Parts\n\nWhat models are put together from, by name.\n\n" + markdown_table(("part", "names"), rows) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": model_table,
+    "data": data_table,
+    "train_options": lambda: options_table(describe_fields(TrainConfig)),
+}
+
+
+def pages() -> dict[str, tuple[str, str]]:
+    """Title and text of every generated page, by path."""
+    return {
+        "models/index.md": ("Models", models_index()),
+        **{f"models/{name}.md": (name, model_page(name)) for name in model_names()},
+        "parts/index.md": ("Parts", parts_index()),
+        "parts/priors.md": (
+            "Priors",
+            class_pages(
+                "Priors",
+                "p(z): what a model samples from. Some models have theirs from the start, the others get one with "
+                "`vaezoo.fit_prior(model, data, prior=None, ...)`.",
+                PRIORS,
+                configured,
+            ),
+        ),
+        "parts/networks.md": (
+            "Networks",
+            class_pages(
+                "Networks",
+                'Encoders and decoders, chosen by name: `vaezoo.create("vae", network="resnet", '
+                'network_options={"blocks": 2})`. Options are given in `network_options`.',
+                NETWORKS,
+                configured,
+            ),
+        ),
+        "parts/likelihoods.md": (
+            "Likelihoods",
+            class_pages(
+                "Likelihoods",
+                'p(x|z), chosen by name: `vaezoo.create("vae", likelihood="gaussian_learned")`. All are normalised '
+                "and in nats per image, constants included.",
+                LIKELIHOODS,
+                likelihood_facts,
+            ),
+        ),
+        "parts/data-sets.md": ("Data sets", data_page()),
+    }
+
+
+def filled(text: str) -> str:
+    """A page written by hand, with its tables."""
+    return re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]](), text)
+
+
+def complete(nav: list[Any], generated: dict[str, tuple[str, str]]) -> list[Any]:
+    """The navigation with the pages of a folder in the place of the folder."""
+    result = []
+    for entry in nav:
+        ((title, target),) = entry.items()
+        if isinstance(target, str) and target.endswith("/"):
+            folder = [(path, label) for path, (label, _) in generated.items() if path.startswith(target)]
+            target = [path if path.endswith("index.md") else {label: path} for path, label in folder]
+        result.append({title: target})
+    return result
+
+
+def main() -> None:
+    import mkdocs_gen_files
+
+    generated = pages()
+    for path, (_, text) in generated.items():
+        with mkdocs_gen_files.open(path, "w") as file:
+            file.write(text)
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            with mkdocs_gen_files.open(page.name, "w") as file:
+                file.write(filled(text))
+    config = mkdocs_gen_files.config
+    config["nav"] = complete(config["nav"], generated)
+
+
+if __name__ == "<run_path>":  # the name under which mkdocs-gen-files runs a script
+    main()
