@@ -108,27 +108,29 @@ def test_dead_codes_are_revived_onto_the_data_with_fresh_usage():
     torch.manual_seed(0)
     z = clusters(n=500, k=5)
     start = torch.cat([z[:1], torch.full((4, 3), 100.0).double()])
-    book = make(start, decay=0.5, revive=0.05)
-    for _ in range(5):
+    book = make(start, decay=0.99, revive=0.01)
+    while book.usage[1] > 0.0101:
         book.update(book(as_grid(z)))
-    revived = book.vectors[1:]
-    assert (torch.cdist(revived, z).min(1).values < 1.0).all(), "revived codes are not near the data"
-    assert (book.usage > book.revive).all()
-    before = book.vectors.clone()
+    assert torch.equal(book.vectors[1:], start[1:]), "not dead yet"
     book.update(book(as_grid(z)))
-    assert (book.vectors - before).norm(dim=1).max() < 10, "a revived code jumped away again"
-    for _ in range(50):
+    assert (torch.cdist(book.vectors[1:], z).min(1).values == 0).all(), "revived codes are not vectors of the data"
+    assert torch.equal(book.usage[1:], torch.full((4,), book.fresh).double())
+    for _ in range(300):
+        before = book.vectors.clone()
         book.update(book(as_grid(z)))
+        assert (book.vectors - before).norm(dim=1).max() < 30, "a revived code jumped away again"
     assert perplexity(code_counts(book.nearest(as_grid(z)), 5)) > 3
+    assert (torch.cdist(book.vectors, z).min(1).values < 5).all()
 
 
 def test_living_codes_are_not_revived():
     z = clusters(k=5)
     start = z[:5].clone()
     moved, fixed = make(start.clone(), revive=0.01), make(start.clone(), revive=0.0)
-    for _ in range(10):
-        moved.update(moved(as_grid(z)))
-        fixed.update(fixed(as_grid(z)))
+    for book in (moved, fixed):
+        book.usage.fill_(1.0)
+        for _ in range(10):
+            book.update(book(as_grid(z)))
     assert torch.equal(moved.vectors, fixed.vectors)
 
 

@@ -42,8 +42,10 @@ class Codebook(nn.Module):
         else:
             self.vectors = nn.Parameter(start)
         # Running share of the vectors that each code gets, in units of 1 / K, so that it is 1 at even usage
-        # whatever the batch size.
-        self.register_buffer("usage", torch.ones(codes))
+        # whatever the batch size. It is also the weight of a code's past, so a fresh code starts low: it follows
+        # the first vectors it gets, and if it gets none it is soon revived (again).
+        self.fresh = 2 * revive if revive else 1.0
+        self.register_buffer("usage", torch.full((codes,), self.fresh))
 
     def forward(self, z: Tensor) -> Quantized:
         """z [B, D, *grid] -> Quantized with codes [B, *grid]."""
@@ -92,7 +94,7 @@ class Codebook(nn.Module):
             dead = self.usage < self.revive
             candidates = z[torch.randint(len(z), n.shape, device=z.device)]
             self.vectors.copy_(torch.where(dead.unsqueeze(1), candidates, self.vectors))
-            self.usage.masked_fill_(dead, 1.0)
+            self.usage.masked_fill_(dead, self.fresh)
 
     @torch.no_grad()
     def initialize(self, z: Tensor, iterations: int = 10) -> None:

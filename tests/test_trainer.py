@@ -1,0 +1,410 @@
+"""The loop: exact resume, named failures, selection on validation, averages over samples, schedules."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import vaezoo
+from vaezoo.checkpoint import WEIGHTS, read_tensors
+from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.objective import Loss, Progress
+from vaezoo.random import seeded
+from vaezoo.trainer import METRICS, STATE, TrainConfig, encode_all, lr_factor, make_optimizers
+
+MODELS = ["ae", "vae", "beta_vae", "conv_vae", "vq_vae", "vq_vae2"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """300 images of 8x8: a bright bar on a dark ground, at random rows and widths."""
+    noise = torch.Generator().manual_seed(0)
+    x = 30 * torch.ones(300, 1, 8, 8)
+    rows, widths = torch.randint(0, 7, (300,), generator=noise), torch.randint(2, 8, (300,), generator=noise)
+    for image, row, width in zip(x, rows, widths):
+        image[:, row : row + 2, :width] = 220
+    return x.byte()
+
+
+@pytest.fixture(scope="module")
+def data(images):
+    return vaezoo.load_data(images)
+
+
+def small(name="vae", seed=0):
+    torch.manual_seed(seed)
+    tiny = {
+        "conv_vae": {"network_options": {"channels": [4, 4], "hidden": 8}},
+        "vq_vae": {"codes": 8, "code_dim": 4, "channels": 4, "residual_channels": 2},
+        "vq_vae2": {"codes": 8, "code_dim": 4, "channels": 4, "residual_channels": 2},
+    }
+    mlp = {"latent_dim": 3, "network_options": {"hidden": [16]}}
+    options = {**({} if name.startswith("vq") else mlp), **tiny.get(name, {})}
+    return vaezoo.create(name, image_shape=(1, 8, 8), **options)
+
+
+def train(model, data, **options):
+    return vaezoo.train(model, data, progress=False, **{"batch_size": 32, "epochs": 3, "device": "cpu", **options})
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), f"'{name}' differs"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_lowers_the_validation_loss(name, data):
+    run = train(small(name), data, epochs=8, lr=5e-3)
+    losses = [line["validation/loss"] for line in run.history if "validation/loss" in line]
+    assert len(losses) == 8
+    assert run.best_loss == min(losses) < losses[0]
+
+
+def test_same_seed_same_run_other_seed_other_run(data):
+    runs = [train(small(), data, seed=seed) for seed in (1, 1, 2)]
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    assert runs[0].history == runs[1].history
+    assert runs[0].history != runs[2].history
+
+
+def test_the_users_random_state_is_left_alone(data):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(small(seed=7), data, epochs=1)
+    torch.manual_seed(7)
+    model = small(seed=7)
+    state = torch.get_rng_state()
+    train(model, data, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+class StopAt:
+    """A Ctrl-C in the middle of the run, at a chosen step."""
+
+    def __init__(self, model, step):
+        self.losses, self.step, self.seen = model.losses, step, 0
+
+    def __call__(self, x, progress):
+        if int(progress.step) == self.step and torch.is_grad_enabled():
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.losses(x, progress)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("step", [3, 8, 13])
+def test_resume_is_invisible(name, step, data, tmp_path):
+    """Interrupted mid-epoch and resumed: the same weights, best weights, optimiser state and log, to the bit."""
+    options = {"weight_ema": 0.9, "lr_schedule": "cosine", "log_steps": 4}
+    train(small(name), data, out=tmp_path / "whole", **options)
+    model = small(name)
+    model.losses = StopAt(model, step)
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step + 1}.*--resume"):
+        train(model, data, out=tmp_path / "parts", **options)
+    train(small(name, seed=99), data, out=tmp_path / "parts", resume=True, **options)
+    for file in (WEIGHTS, STATE):
+        assert_same(read_tensors(tmp_path / "whole" / file), read_tensors(tmp_path / "parts" / file))
+    assert (tmp_path / "whole" / METRICS).read_text() == (tmp_path / "parts" / METRICS).read_text()
+
+
+def test_prior_training_resumes_exactly(data, tmp_path):
+    model = small("vq_vae")
+    options = {"batch_size": 32, "epochs": 2, "width": 8, "depth": 1, "heads": 1, "progress": False, "device": "cpu"}
+    vaezoo.fit_prior(model, data, out=tmp_path / "whole", **options)
+    whole = weights(model)
+    from vaezoo.priors.transformer import TransformerPrior
+
+    original = TransformerPrior.losses
+    try:
+        TransformerPrior.losses = lambda self, z, progress: StopAt(_Bound(original, self), 5)(z, progress)
+        with pytest.raises(KeyboardInterrupt):
+            vaezoo.fit_prior(model, data, out=tmp_path / "parts", **options)
+    finally:
+        TransformerPrior.losses = original
+    vaezoo.fit_prior(model, data, out=tmp_path / "parts", resume=True, **options)
+    assert_same(weights(model), whole)
+
+
+class _Bound:
+    def __init__(self, function, owner):
+        self.losses = lambda z, progress: function(owner, z, progress)
+
+
+def test_resume_refuses_other_options_and_an_empty_folder(data, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train(small(), data, out=tmp_path, resume=True)
+    train(small(), data, out=tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match=r"other options \(lr\)"):
+        train(small(), data, out=tmp_path, epochs=1, lr=0.5, resume=True)
+    with pytest.raises(CheckpointError, match="does not belong to this model"):
+        train(small("conv_vae"), data, out=tmp_path, epochs=1, resume=True)
+    with pytest.raises(VaezooError, match="already holds a run"):
+        train(small(), data, out=tmp_path, epochs=1)
+    with pytest.raises(VaezooError, match="needs the run folder"):
+        train(small(), data, resume=True)
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(data, tmp_path):
+    train(small(), data, out=tmp_path / "parts", epochs=1)
+    train(small(), data, out=tmp_path / "parts", epochs=3, resume=True)
+    whole = train(small(), data, out=tmp_path / "whole", epochs=3)
+    assert_same(read_tensors(tmp_path / "parts" / WEIGHTS), read_tensors(tmp_path / "whole" / WEIGHTS))
+    assert whole.steps == 3 * 7  # 243 training images in batches of 32, the rest of each epoch left out
+
+
+class Poisoned:
+    """A model whose rate becomes NaN at a step."""
+
+    def __init__(self, model, step):
+        self.losses, self.step = model.losses, step
+
+    def __call__(self, x, progress):
+        loss = self.losses(x, progress)["model"]
+        bad = torch.where((progress.step >= self.step) & torch.is_grad_enabled(), math.nan, 1.0)
+        terms = {**loss.terms, "rate": loss.terms["rate"] * bad}
+        return {"model": Loss(loss.total * bad, terms)}
+
+
+def test_nan_stops_the_run_names_the_term_and_keeps_the_best_weights(data, tmp_path):
+    model = small()
+    model.losses = Poisoned(model, 17)
+    with pytest.raises(TrainingError, match=r"loss term 'rate' became nan at step 17 \(epoch 3\).*best weights"):
+        train(model, data, out=tmp_path, epochs=5)
+    kept = vaezoo.load(tmp_path)
+    assert all(p.isfinite().all() for p in kept.parameters())
+    good = small()
+    train(good, data, epochs=2)
+    assert_same(weights(kept), weights(good))
+
+
+def test_validation_counts_every_image_once(data):
+    """Trap 7: losses of the first batch only, or of a last batch weighed like a full one."""
+    model = small("ae")
+    runs = [train(small("ae"), data, epochs=1, lr=1e-12, batch_size=size) for size in (27, 10)]
+    x = data.validation.batch(torch.arange(len(data.validation)))
+    with torch.no_grad():
+        expected = model.losses(x, None)["model"].total.item()
+    assert len(data.validation) % 10, "the last batch must be smaller than the others"
+    for run in runs:
+        assert run.best_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_does_not_advance_anything(data):
+    """Trap 7: schedules, codebooks or seeds that move because validation ran."""
+    seen = []
+
+    class Spy:
+        def __init__(self, model):
+            self.losses = model.losses
+
+        def __call__(self, x, progress):
+            seen.append((float(progress.step), torch.is_grad_enabled()))
+            return self.losses(x, progress)
+
+    model = small("vq_vae")
+    model.losses = Spy(model)
+    train(model, data, epochs=2)
+    training = [step for step, grad in seen if grad]
+    assert training == list(range(14))
+    assert {step for step, grad in seen if not grad} == {14.0}, "validation is at the end of all schedules"
+
+
+def test_early_stopping(data):
+    run = train(small(), data, epochs=50, lr=1e-12, patience=3)
+    assert run.steps < 50 * 7
+    assert run.steps - run.best_step >= 3 * 7
+
+
+def test_the_best_weights_are_kept_not_the_last(data):
+    run = train(small("ae"), data, epochs=6, lr=0.3)
+    losses = [line["validation/loss"] for line in run.history if "validation/loss" in line]
+    assert run.best_loss == min(losses)
+    x = data.validation.batch(torch.arange(len(data.validation)))
+    with torch.no_grad():
+        assert run.model.losses(x, None)["model"].total.item() == pytest.approx(run.best_loss, rel=1e-5)
+
+
+def test_weight_average_is_the_exponential_mean(data):
+    """With validation every epoch, the kept weights are the average of those after each step."""
+    model, trail = small("ae"), []
+    start = [p.detach().clone() for p in model.parameters()]
+    original = model.losses
+
+    def spy(x, progress):
+        if torch.is_grad_enabled():
+            trail.append([p.detach().clone() for p in model.parameters()])
+        return original(x, progress)
+
+    model.losses = spy
+    train(model, data, epochs=1, weight_ema=0.5)
+    plain = small("ae")
+    train(plain, data, epochs=1)
+    trail.append([p.detach().clone() for p in plain.parameters()])
+    average = start
+    for parameters in trail[1:]:
+        average = [torch.lerp(a, p, 0.5) for a, p in zip(average, parameters)]
+    for expected, found in zip(average, model.parameters()):
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rate_schedule():
+    cosine = TrainConfig(lr_schedule="cosine", lr_warmup_steps=10)
+    assert lr_factor(0, 1000, cosine) == pytest.approx(1 / 11, rel=1e-3)
+    assert lr_factor(500, 1000, cosine) == pytest.approx(0.5)
+    assert lr_factor(999, 1000, cosine) < 1e-4
+    assert lr_factor(7, 1000, TrainConfig()) == 1.0
+
+
+def test_clipping_bounds_the_gradient(data, monkeypatch):
+    norms = {}
+    for clip in (None, 1e-3):
+        model = small("ae")
+        seen = norms.setdefault(clip, [])
+        parameters = list(model.parameters())
+        step = torch.optim.AdamW.step
+
+        def spy(self, *args, step=step, parameters=parameters, seen=seen, **kwargs):
+            seen.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+        train(model, data, epochs=1, clip=clip)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert max(norms[1e-3]) <= 1e-3 * 1.001
+    assert min(norms[None]) > 1e-3
+
+
+class TwoPlayers(nn.Module):
+    """A generator and a critic; the critic sits out every other step."""
+
+    default_prior = None
+
+    def __init__(self):
+        super().__init__()
+        self.generator, self.critic = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def parameter_groups(self):
+        return {"generator": [*self.generator.parameters()], "critic": [*self.critic.parameters()]}
+
+    def losses(self, z, progress: Progress):
+        found = {"generator": Loss((self.generator(z) - z).square().sum(1).mean(), {})}
+        if int(progress.step) % 2 == 0:
+            found["critic"] = Loss(self.critic(self.generator(z).detach()).square().mean(), {"critic": z.mean()})
+        return found
+
+
+def test_a_group_without_a_loss_sits_out_and_groups_have_their_own_options():
+    from vaezoo.data import Loader
+    from vaezoo.trainer import _Latents, fit
+
+    torch.manual_seed(0)
+    module, z = TwoPlayers(), torch.randn(64, 3)
+    config = TrainConfig(epochs=1, batch_size=16, groups={"critic": {"lr": 0.0}}, log_steps=1)
+    before = weights(module)
+    run = fit(module, Loader(_Latents(z), 16), Loader(_Latents(z), 16), config, progress=False)
+    assert torch.equal(module.critic.weight, before["critic.weight"]), "lr=0 must keep the critic"
+    assert not torch.equal(module.generator.weight, before["generator.weight"])
+    assert [("train/critic" in line) for line in run.history if "train/loss" in line] == [True, False, True, False]
+
+
+def test_groups_must_split_the_parameters():
+    module = TwoPlayers()
+    module.parameter_groups = lambda: {"generator": [*module.generator.parameters()]}
+    with pytest.raises(VaezooError, match=r"leave out critic\.weight"):
+        make_optimizers(module, TrainConfig())
+    module.parameter_groups = lambda: {"a": [*module.parameters()], "b": [*module.critic.parameters()]}
+    with pytest.raises(VaezooError, match="share or add"):
+        make_optimizers(module, TrainConfig())
+    with pytest.raises(VaezooError, match="groups names 'critc'"):
+        make_optimizers(TwoPlayers(), TrainConfig(groups={"critc": {}}))
+
+
+def test_bf16_trains_to_about_the_same_loss(data):
+    losses = [train(small(), data, epochs=8, lr=5e-3, bf16=bf16).best_loss for bf16 in (False, True)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.slow
+def test_compiled_step_is_the_eager_step(data):
+    """`torch.compile` gives the same losses within float tolerance, for a model whose loss draws no noise."""
+    torch.compiler.reset()
+    histories = []
+    for compiled in (False, True):
+        run = train(small("ae"), data, epochs=1, log_steps=1, compile=compiled)
+        histories.append([line["train/loss"] for line in run.history if "train/loss" in line])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+
+
+def test_wrong_shape_and_wrong_options(data):
+    with pytest.raises(VaezooError, match=r"made for images of shape \(1, 28, 28\).*image_shape=\(1, 8, 8\)"):
+        train(vaezoo.create("vae"), data)
+    with pytest.raises(VaezooError, match="did you mean 'epochs'"):
+        train(small(), data, epoch=3)
+    with pytest.raises(VaezooError, match=r"lr=-1.*greater than 0"):
+        train(small(), data, lr=-1)
+    with pytest.raises(VaezooError, match="not to be had here"):
+        train(small(), data, device="cuda:99")
+    with pytest.raises(VaezooError, match="batch_size"):
+        train(small(), data, batch_size=10_000)
+
+
+def test_a_stale_prior_is_dropped(data):
+    model = small("ae")
+    vaezoo.fit_prior(model, data, components=2, device="cpu")
+    assert model.prior is not None
+    train(model, data, epochs=1)
+    with pytest.raises(vaezoo.VaezooError, match="fit_prior"):
+        model.sample(1)
+
+
+def test_fit_prior_options_and_errors(data):
+    model = small("vq_vae")
+    with pytest.raises(VaezooError, match="did you mean 'width'"):
+        vaezoo.fit_prior(model, data, widht=3)
+    with pytest.raises(VaezooError, match="prior over real vectors"):
+        vaezoo.fit_prior(model, data, "gaussian_mixture")
+    with pytest.raises(VaezooError, match="unknown prior 'pixelcn'"):
+        vaezoo.fit_prior(model, data, "pixelcn")
+
+
+def test_vae_takes_a_mixture_after_training(data):
+    """Ex-post density estimation for a model that has a prior of its own."""
+    model = small()
+    train(model, data, epochs=2)
+    vaezoo.fit_prior(model, data, "gaussian_mixture", components=2, device="cpu")
+    assert model.prior.config.components == 2
+    x = data.test.batch(torch.arange(8))
+    with seeded(0, "cpu"):
+        assert model.log_prob(x, samples=2).isfinite().all()
+
+
+def test_latents_are_stored_compactly_and_in_order(data):
+    model = small("vq_vae2").eval()
+    levels = encode_all(model, data.train, TrainConfig())
+    assert [level.dtype for level in levels] == [torch.uint8, torch.uint8]
+    with torch.no_grad():
+        expected = model.latents(data.train.batch(torch.arange(5)))
+    for level, wanted in zip(levels, expected):
+        assert torch.equal(level[:5].long(), wanted)
+
+
+def test_run_folder_documents_itself(data, tmp_path):
+    train(small(), data, out=tmp_path, epochs=1)
+    header = json.loads((tmp_path / "run.json").read_text())
+    assert header["model"] == "vae"
+    assert header["info"]["train"]["batch_size"] == 32
+    assert header["info"]["data"]["fingerprint"]
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert {"step", "epoch", "validation/loss", "validation/rate"} <= lines[-1].keys()
+    assert not list(tmp_path.glob(".*tmp"))
