@@ -1,4 +1,4 @@
-"""Every likelihood is summed over the image and normalised: trap 3 is a mean over pixels beside a summed KL."""
+"""Every likelihood is summed over the image and normalised (trap 3: a mean over pixels beside a summed KL)."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_fixed_scales_against_scipy(name, reference):
     assert p.log_prob(x).item() == pytest.approx(reference(0.4, 0.3).logpdf(0.9), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if LIKELIHOODS.get(n).measure == "density"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("bernoulli", "logistic_mixture")])
 @pytest.mark.parametrize("value", [-3.0, 0.001, 0.4, 3.0])
 def test_densities_integrate_to_one(name, value):
     _, p = make(name, size=1, scale=0.3, value=value)

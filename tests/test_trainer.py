@@ -48,7 +48,9 @@ def small(name="vae", seed=0):
 
 
 def train(model, data, **options):
-    return vaezoo.train(model, data, progress=False, **{"batch_size": 32, "epochs": 3, "device": "cpu", **options})
+    return vaezoo.train(
+        model, data, progress=False, **{"batch_size": 32, "epochs": 3, "device": "cpu", **options}
+    )
 
 
 def weights(model):
@@ -120,7 +122,15 @@ def test_resume_is_invisible(name, step, data, tmp_path):
 
 def test_prior_training_resumes_exactly(data, tmp_path):
     model = small("vq_vae")
-    options = {"batch_size": 32, "epochs": 2, "width": 8, "depth": 1, "heads": 1, "progress": False, "device": "cpu"}
+    options = {
+        "batch_size": 32,
+        "epochs": 2,
+        "width": 8,
+        "depth": 1,
+        "heads": 1,
+        "progress": False,
+        "device": "cpu",
+    }
     vaezoo.fit_prior(model, data, out=tmp_path / "whole", **options)
     whole = weights(model)
     from vaezoo.priors.transformer import TransformerPrior
@@ -179,7 +189,9 @@ class Poisoned:
 def test_nan_stops_the_run_names_the_term_and_keeps_the_best_weights(data, tmp_path):
     model = small()
     model.losses = Poisoned(model, 17)
-    with pytest.raises(TrainingError, match=r"loss term 'rate' became nan at step 17 \(epoch 3\).*best weights"):
+    with pytest.raises(
+        TrainingError, match=r"loss term 'rate' became nan at step 17 \(epoch 3\).*best weights"
+    ):
         train(model, data, out=tmp_path, epochs=5)
     kept = vaezoo.load(tmp_path)
     assert all(p.isfinite().all() for p in kept.parameters())
@@ -300,7 +312,9 @@ class TwoPlayers(nn.Module):
     def losses(self, z, progress: Progress):
         found = {"generator": Loss((self.generator(z) - z).square().sum(1).mean(), {})}
         if int(progress.step) % 2 == 0:
-            found["critic"] = Loss(self.critic(self.generator(z).detach()).square().mean(), {"critic": z.mean()})
+            found["critic"] = Loss(
+                self.critic(self.generator(z).detach()).square().mean(), {"critic": z.mean()}
+            )
         return found
 
 
@@ -315,7 +329,12 @@ def test_a_group_without_a_loss_sits_out_and_groups_have_their_own_options():
     run = fit(module, Loader(_Latents(z), 16), Loader(_Latents(z), 16), config, progress=False)
     assert torch.equal(module.critic.weight, before["critic.weight"]), "lr=0 must keep the critic"
     assert not torch.equal(module.generator.weight, before["generator.weight"])
-    assert [("train/critic" in line) for line in run.history if "train/loss" in line] == [True, False, True, False]
+    assert [("train/critic" in line) for line in run.history if "train/loss" in line] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_groups_must_split_the_parameters():
@@ -360,12 +379,20 @@ def test_wrong_shape_and_wrong_options(data):
 
 
 def test_a_stale_prior_is_dropped(data):
-    model = small("ae")
-    vaezoo.fit_prior(model, data, components=2, device="cpu")
-    assert model.prior is not None
-    train(model, data, epochs=1)
-    with pytest.raises(vaezoo.VaezooError, match="fit_prior"):
-        model.sample(1)
+    """Latents change in training, so a prior that was fitted to them goes; a VAE is back at N(0, I)."""
+    for name, expected in (("ae", None), ("vae", "StandardNormal")):
+        model = small(name)
+        vaezoo.fit_prior(model, data, "gaussian_mixture", components=2, device="cpu")
+        assert model.prior.fitted
+        train(model, data, epochs=1)
+        assert (type(model.prior).__name__ if model.prior is not None else None) == expected
+
+
+def test_a_fitted_prior_is_not_trained_with_the_model(data):
+    model = small("vq_vae")
+    before = {id(p) for p in model.parameters()}
+    vaezoo.fit_prior(model, data, epochs=1, batch_size=32, width=8, depth=1, heads=1, device="cpu", progress=False)
+    assert {id(p) for group in model.parameter_groups().values() for p in group} == before
 
 
 def test_fit_prior_options_and_errors(data):

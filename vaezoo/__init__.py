@@ -1,11 +1,13 @@
 """vaezoo: a model zoo of variational autoencoders.
 
+```python
 import vaezoo
 
 model = vaezoo.create("beta_vae", beta=4)
 run = vaezoo.train(model, "fashion_mnist", epochs=20)
 report = vaezoo.evaluate(model, "fashion_mnist")
 images = model.sample(64)
+```
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing. No submodule
-# may have the name of a function here: importing it would put the module in the function's place.
+# Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing. No
+# submodule may have the name of a function here: importing it would put the module in the function's place.
 _NAMES = {
     "create": "vaezoo.registry",
     "describe": "vaezoo.registry",
@@ -36,7 +38,24 @@ _NAMES = {
     "compare": "vaezoo.comparison",
 }
 
-__all__ = sorted(_NAMES)  # noqa: PLE0605
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Loss",
+    "Progress",
+    "VaezooError",
+    "compare",
+    "create",
+    "describe",
+    "evaluate",
+    "fit_prior",
+    "list_models",
+    "load",
+    "load_data",
+    "register",
+    "save",
+    "train",
+]
 
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder, AutoencoderConfig

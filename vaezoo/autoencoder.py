@@ -121,6 +121,9 @@ class Autoencoder(nn.Module):
             if name not in cls.Config.model_fields and name not in arguments:
                 raise VaezooError(unknown(f"option of {where}", name, [*cls.Config.model_fields, *arguments]))
         modules = {name: value for name, value in options.items() if name in arguments}
+        for name, module in modules.items():
+            if not isinstance(module, nn.Module | None):
+                raise VaezooError(f"{where}: {name}={module!r} is not valid: it must be a torch.nn.Module")
         config = cls.Config.parse({k: v for k, v in options.items() if k not in modules}, where)
         return cls(config, **modules)
 
@@ -147,8 +150,12 @@ class Autoencoder(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Disjoint and complete groups of the model's own parameters; a fitted prior's are not among them."""
-        fitted = set(self.prior.parameters()) if self.prior is not None and self.default_prior else set()
+        fitted = set(self.prior.parameters()) if self.prior is not None and self.prior.fitted else set()
         return {"model": [p for p in self.parameters() if p not in fitted]}
+
+    def make_prior(self) -> Prior | None:
+        """The model's own prior, or None where one has to be fitted after training."""
+        return None
 
     def initialize(self, x: Tensor) -> None:
         """Data-dependent initialisation, called once with images [N, C, H, W] before the first step."""

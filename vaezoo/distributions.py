@@ -36,6 +36,10 @@ class Posterior(Distribution):
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
+    def log_prob(self, value: Any) -> Tensor:
+        """log q(z|x), [*, B] nats, of z in the form that `draw` gives."""
+        raise NotImplementedError
+
     def draw(self, generator: torch.Generator | None = None) -> Any:
         """A sample in the form that a prior is over: z itself, or the codes of a quantised z."""
         return self.sample(generator=generator)
@@ -180,13 +184,13 @@ class Joint(Posterior):
     def mean(self) -> tuple[Tensor, ...]:  # type: ignore[override]
         return tuple(factor.mean for factor in self.factors)
 
-    def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Any:
         return tuple(factor.rsample(sample_shape, generator) for factor in self.factors)
 
     def draw(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         return tuple(factor.draw(generator) for factor in self.factors)
 
-    def log_prob(self, value: tuple[Tensor, ...]) -> Tensor:
+    def log_prob(self, value: Any) -> Tensor:
         return torch.stack([q.log_prob(v) for q, v in zip(self.factors, value, strict=True)]).sum(0)
 
 

@@ -8,7 +8,7 @@ models compare and beta weighs the same thing everywhere.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -34,13 +34,9 @@ class Likelihood(nn.Module):
 
     Attributes:
         parameters_per_channel: what the decoder must output for each image channel.
-        measure: what `log_prob` is a logarithm of: "binary" (probability of 0/1 pixels; for grey levels the
-            cross-entropy, which is not normalised over them), "levels" (probability of one of 256 grey
-            levels) or "density" (on [0, 1] or the real line).
     """
 
     parameters_per_channel: ClassVar[int] = 1
-    measure: ClassVar[Literal["binary", "levels", "density"]] = "density"
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
@@ -61,8 +57,6 @@ class Likelihood(nn.Module):
 class Bernoulli(Likelihood):
     """Bernoulli on logits: exact for binary images, cross-entropy for grey levels."""
 
-    measure = "binary"
-
     def pixels(self, parameters: Tensor) -> Distribution:
         return TorchBernoulli(logits=parameters, validate_args=False)
 
@@ -76,6 +70,8 @@ class ContinuousBernoulli(Likelihood):
 
 class Gaussian(Likelihood):
     """Gaussian with one fixed standard deviation."""
+
+    log_scale: Tensor
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
@@ -117,7 +113,6 @@ class LogisticMixture(Likelihood):
 
     components: ClassVar[int] = 5
     parameters_per_channel = 3 * components
-    measure = "levels"
 
     def pixels(self, parameters: Tensor) -> Distribution:
         logits, loc, log_scale = rearrange(parameters, "b (k m c) h w -> k b m c h w", k=3, m=self.components)

@@ -116,7 +116,8 @@ def train(
 ) -> Run:
     """Train a model.
 
-    A prior that was fitted to the model's latents before is dropped, since the latents change.
+    A prior that was fitted to the model's latents before is dropped, since the latents change; the model goes
+    back to its own.
 
     Args:
         model: any model of the zoo; trained in place.
@@ -136,8 +137,8 @@ def train(
     check_shape(model, images)
     name = MODELS.name_of(type(model))
     config = TrainConfig.parse({**recipe(name, images.name), **options}, f"train {name}")
-    if model.default_prior is not None:
-        model.prior = None
+    if model.prior is not None and model.prior.fitted:
+        model.prior = model.make_prior()
     model.to(device)
     folder = _open_folder(out, resume)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
@@ -230,6 +231,7 @@ def fit_prior(
             title=prior_name,
             progress=progress,
         )
+    module.fitted = True
     model.prior = module.eval()
     if out is not None:
         previous = read_header(Path(out) / WEIGHTS)["info"] if (Path(out) / WEIGHTS).exists() else {}
@@ -617,7 +619,9 @@ def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
         return None
     folder = Path(out)
     if not resume and (folder / STATE).exists():
-        raise VaezooError(f"{folder} already holds a run; go on with resume=True, or choose another folder")
+        raise VaezooError(
+            f"{folder} already holds a run; go on with resume=True (`vaezoo train --resume {folder}`), or choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         (folder / METRICS).unlink(missing_ok=True)
@@ -647,7 +651,9 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 
 
 def check_shape(model: Autoencoder, data: ImageData) -> None:
-    """Refuse images that the model is not made for."""
+    """Refuse what is not a model, and images that the model is not made for."""
+    if not isinstance(model, Autoencoder):
+        raise VaezooError(f"this takes a model, such as vaezoo.create('vae'), not {model!r}")
     if tuple(model.config.image_shape) != tuple(data.image_shape):
         raise VaezooError(
             f"{type(model).__name__} is made for images of shape {tuple(model.config.image_shape)}, but {data.name} has "

@@ -16,6 +16,7 @@ from vaezoo.autoencoder import (
     LatentShape,
     Loss,
     Posterior,
+    Prior,
     Progress,
 )
 from vaezoo.config import BaseConfig
@@ -66,18 +67,18 @@ class VAE(Autoencoder):
         super().__init__(config)
         self.likelihood = LIKELIHOODS.get(config.likelihood)(config.likelihood_scale)
         channels, height, width = config.image_shape
-        outputs = (channels * self.likelihood.parameters_per_channel, height, width)
+        self.decoder_shape = (channels * self.likelihood.parameters_per_channel, height, width)
         if encoder is None or decoder is None:
             network_class = NETWORKS.get(config.network)
             options = network_class.Config.parse(config.network_options, f"network '{config.network}'")
             network = network_class(options)
             encoder = encoder or network.encoder(config.image_shape, self.statistics * config.latent_dim)
-            decoder = decoder or network.decoder(config.latent_dim, outputs)
+            decoder = decoder or network.decoder(config.latent_dim, self.decoder_shape)
         self.encoder = encoder
         self.decoder = decoder
         self.prior = self.make_prior()
 
-    def make_prior(self) -> StandardNormal | None:
+    def make_prior(self) -> Prior | None:
         return StandardNormal(BaseConfig(), self.latent)
 
     @property
@@ -100,7 +101,13 @@ class VAE(Autoencoder):
         return DiagonalGaussian(mean, log_variance)
 
     def decode(self, z: Latent) -> Distribution:
-        return self.likelihood(self.decoder(z))
+        parameters = self.decoder(z)
+        if parameters.shape[1:] != self.decoder_shape:
+            raise VaezooError(
+                f"the decoder gives {tuple(parameters.shape)}; {type(self).__name__} with "
+                f"likelihood='{self.config.likelihood}' needs (batch, {', '.join(map(str, self.decoder_shape))})"
+            )
+        return self.likelihood(parameters)
 
     def penalty(self, rate: Tensor, progress: Progress) -> Tensor:
         """What is added to the distortion, a scalar in nats per image, for the rate of each image, [B]."""

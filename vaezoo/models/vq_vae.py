@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaezoo.autoencoder import Autoencoder, AutoencoderConfig, Latent, LatentShape, Loss, Posterior, Progress
+from vaezoo.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Joint,
+    Latent,
+    LatentShape,
+    Loss,
+    Progress,
+    Quantized,
+)
 from vaezoo.errors import VaezooError
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks.grid import grid_decoder, grid_encoder
@@ -20,11 +31,14 @@ class VQVAE(Autoencoder):
     -log p(x|z_q) + |sg[z_e] - e|^2 + commitment * |z_e - sg[e]|^2        (eq. 3 of the paper)
 
     with straight-through gradients from z_q to z_e. All three terms are summed over an image. The codebook
-    term is a loss with `ema=False`; by default moving averages take its place (appendix A.1). The codes' prior
-    is learned in a second stage: `vaezoo.fit_prior`.
+    term is a loss with `ema=False`; by default moving averages take its place (appendix A.1). The prior over
+    codes is learned in a second stage: `vaezoo.fit_prior`.
     """
 
-    paper = "van den Oord, Vinyals & Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937"
+    paper = (
+        "van den Oord, Vinyals & Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017, "
+        "arXiv:1711.00937"
+    )
     default_prior = "transformer"
 
     class Config(AutoencoderConfig):
@@ -54,26 +68,26 @@ class VQVAE(Autoencoder):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.likelihood = LIKELIHOODS.get(config.likelihood)(config.likelihood_scale)
-        self.grids = self.check_grids()
+        self.grids = tuple(self.grid(factor) for factor in self.pixels_per_code())
         self.codebooks = nn.ModuleList(
             Codebook(config.codes, config.code_dim, config.ema, config.decay, config.revive)
             for _ in self.grids
         )
         self.build()
 
-    def check_grids(self) -> tuple[tuple[int, int], ...]:
-        """The shape of each level's grid, coarsest first."""
-        return (self.grid(self.config.downsample),)
+    def pixels_per_code(self) -> tuple[int, ...]:
+        """Height and width in pixels that one code stands for, at each level, coarsest first."""
+        return (self.config.downsample,)
 
     def grid(self, factor: int) -> tuple[int, int]:
-        """The grid at `factor` pixels per position; refuses images that it does not divide."""
+        """Height and width of the grid at `factor` pixels per code; refuses images that it does not divide."""
         _, height, width = self.config.image_shape
         if factor & (factor - 1):
             raise VaezooError(f"downsample={self.config.downsample} is not valid: it must be a power of 2")
         if height % factor or width % factor:
             raise VaezooError(
-                f"{type(self).__name__} divides the image by {factor}, so height and width must be multiples of "
-                f"{factor}, not {height}x{width}; choose another downsample or image size"
+                f"{type(self).__name__} divides the image by {factor}, so height and width must be "
+                f"multiples of {factor}, not {height}x{width}; choose another downsample or image size"
             )
         return height // factor, width // factor
 
@@ -93,8 +107,11 @@ class VQVAE(Autoencoder):
     def latent(self) -> LatentShape:
         return LatentShape(self.grids, self.config.codes)
 
-    def encode(self, x: Tensor) -> Posterior:
-        return self.codebooks[0](self.encoder(x))
+    def codebook(self, level: int) -> Codebook:
+        return cast(Codebook, self.codebooks[level])
+
+    def encode(self, x: Tensor) -> Quantized | Joint:
+        return self.codebook(0)(self.encoder(x))
 
     def decode(self, z: Latent) -> Distribution:
         """p(x|z). z: code vectors [B, D, h, w], or integer codes [B, h, w]."""
@@ -103,7 +120,7 @@ class VQVAE(Autoencoder):
     def vectors(self, z: Latent, level: int) -> Tensor:
         """The code vectors of one level of a latent that holds vectors or codes."""
         z = z[level] if isinstance(z, tuple) else z
-        return z if z.is_floating_point() else self.codebooks[level].lookup(z)
+        return z if z.is_floating_point() else self.codebook(level).lookup(z)
 
     def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
         q = self.encode(x)
@@ -115,21 +132,22 @@ class VQVAE(Autoencoder):
             codebook = torch.stack([_squares(f.encoded.detach(), f.vectors) for f in q.factors]).sum()
             total = total + codebook
             terms["codebook"] = codebook
-        for level, (book, factor) in enumerate(zip(self.codebooks, q.factors)):
-            suffix = f"_{level}" if len(self.codebooks) > 1 else ""
-            terms[f"perplexity{suffix}"] = perplexity(code_counts(factor.codes, self.config.codes))
-            terms[f"usage{suffix}"] = (book.usage > self.config.revive).float().mean()
+        for level, factor in enumerate(q.factors):
+            suffix = f"_{level}" if len(q.factors) > 1 else ""
+            counts = code_counts(factor.codes, self.config.codes)
+            terms[f"perplexity{suffix}"] = perplexity(counts)
+            terms[f"usage{suffix}"] = (counts > 0).float().mean()
             if self.training:
-                book.update(factor)
+                self.codebook(level).update(factor)
         return {"model": Loss(total, terms)}
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """K-means start of the codebooks on the encoder's first outputs, coarsest level first."""
-        for level, book in enumerate(self.codebooks):
-            book.initialize(self.encode(x).factors[level].encoded)
+        for level in range(len(self.codebooks)):
+            self.codebook(level).initialize(self.encode(x).factors[level].encoded)
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distance of two grids of vectors [B, D, h, w], summed over an image, averaged over the batch."""
+    """Squared distance of two grids of vectors [B, D, h, w], summed over an image, mean over the batch."""
     return (a - b).square().flatten(1).sum(1).mean()

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaezoo.distributions import Joint, Latent, Posterior
+from vaezoo.distributions import Joint, Latent, Quantized
 from vaezoo.models.vq_vae import VQVAE
 from vaezoo.networks.grid import grid_decoder, grid_encoder
 
@@ -20,7 +20,10 @@ class VQVAE2(VQVAE):
     algorithm 1 and figure 2a). The loss is that of the VQ-VAE, summed over the levels.
     """
 
-    paper = "Razavi, van den Oord & Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, NeurIPS 2019, arXiv:1906.00446"
+    paper = (
+        "Razavi, van den Oord & Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, NeurIPS 2019, "
+        "arXiv:1906.00446"
+    )
 
     class Config(VQVAE.Config):
         levels: int = Field(2, ge=2, description="number of code grids, each half as wide as the next finer")
@@ -32,8 +35,8 @@ class VQVAE2(VQVAE):
 
     config: Config
 
-    def check_grids(self) -> tuple[tuple[int, int], ...]:
-        return tuple(self.grid(self.config.downsample * 2**i) for i in reversed(range(self.config.levels)))
+    def pixels_per_code(self) -> tuple[int, ...]:
+        return tuple(self.config.downsample * 2**i for i in reversed(range(self.config.levels)))
 
     def build(self) -> None:
         c = self.config
@@ -59,22 +62,22 @@ class VQVAE2(VQVAE):
         )
         self.decoder = grid_decoder(c.code_dim * c.levels, c.channels, outputs, *trunk, c.downsample)
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Tensor) -> Joint:
         features, h = [], x
         for encoder in reversed(self.encoders):
             h = encoder(h)
-            features.insert(0, h)
-        factors, context = [], None
-        for level, (feature, to_codes, book) in enumerate(zip(features, self.to_codes, self.codebooks)):
-            if context is not None:
+            features.append(h)
+        factors: list[Quantized] = []
+        context = None
+        for level, (feature, to_codes) in enumerate(zip(reversed(features), self.to_codes)):
+            if level:
+                context = self.stack(factors[-1].rsample(), level - 1, context)
                 feature = torch.cat([feature, self.decoders[level - 1](context)], 1)
-            factors.append(book(to_codes(feature)))
-            if level < self.config.levels - 1:
-                context = self.stack(factors[-1].rsample(), level, context)
+            factors.append(self.codebook(level)(to_codes(feature)))
         return Joint(tuple(factors))
 
     def decode(self, z: Latent) -> Distribution:
-        """p(x|z). z: one tensor per level, coarsest first, of code vectors [B, D, h, w] or codes [B, h, w]."""
+        """p(x|z). z: for each level, coarsest first, code vectors [B, D, h, w] or codes [B, h, w]."""
         context = None
         for level in range(self.config.levels):
             context = self.stack(self.vectors(z, level), level, context)

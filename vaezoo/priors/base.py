@@ -38,6 +38,9 @@ class Prior(nn.Module):
     Config: ClassVar[type[BaseConfig]] = BaseConfig
     paper: ClassVar[str] = ""
 
+    #: Fitted to the latents of a trained model (`vaezoo.fit_prior`), rather than trained with the model.
+    fitted: bool = False
+
     def __init__(self, config: Any, latent: LatentShape) -> None:
         super().__init__()
         self.config = config

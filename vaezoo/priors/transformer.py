@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class TransformerPrior(Prior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
-        caches = [block.empty_cache(n, self.length) for block in self.blocks]
+        caches = [cast(Block, block).empty_cache(n, self.length) for block in self.blocks]
         token = torch.zeros(n, dtype=torch.long, device=self.position.device)
         sampled, t = [], 0
         for level, length in enumerate(self.lengths):
