@@ -5,22 +5,29 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import vaezoo
 from vaezoo.comparison import table
 
+VQ = {
+    "codes": 64,
+    "code_dim": 16,
+    "channels": 32,
+    "likelihood": "bernoulli",
+    "prior_width": 64,
+    "prior_depth": 3,
+    "prior_epochs": 4,
+}
+
 #: Sized for two CPU cores: the convolutional models see fewer images than the fully connected ones.
-EPOCHS = {"ae": 16, "vae": 16, "beta_vae": 16, "conv_vae": 6, "vq_vae": 3, "vq_vae2": 2}
-OPTIONS = {
-    "vq_vae": {"codes": 64, "channels": 32, "code_dim": 16, "likelihood": "bernoulli", "prior_epochs": 6},
-    "vq_vae2": {
-        "codes": 64,
-        "channels": 32,
-        "code_dim": 16,
-        "downsample": 4,
-        "likelihood": "bernoulli",
-        "prior_epochs": 6,
-    },
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ae": {"epochs": 16},
+    "vae": {"epochs": 16},
+    "beta_vae": {"epochs": 16},
+    "conv_vae": {"epochs": 6},
+    "vq_vae": {"epochs": 3, **VQ},
+    "vq_vae2": {"epochs": 3, "downsample": 4, **VQ},
 }
 
 
@@ -32,12 +39,11 @@ def main() -> None:
     began = time.monotonic()
     size = 2_000 if args.short else 20_000
     data = vaezoo.load_data("sprites", size=32, train_size=size, test_size=size // 4, validation=size // 10)
-    options = {name: {"epochs": epochs, **OPTIONS.get(name, {})} for name, epochs in EPOCHS.items()}
     reports = vaezoo.compare(
-        list(EPOCHS),
+        list(OPTIONS),
         data,
         args.out,
-        model_options=options,
+        model_options=OPTIONS,
         evaluation={"n": size // 4, "likelihood_n": size // 40},
         progress=True,
     )

@@ -50,7 +50,8 @@ def options_table(fields: list[dict[str, str]]) -> str:
     """Options as `describe` gives them."""
     if not fields:
         return "No options."
-    rows = [[*(code(f[key]) for key in ("name", "type", "default", "limits")), cell(f["meaning"])] for f in fields]
+    keys = ("name", "type", "default", "limits")
+    rows = [[*(code(field[key]) for key in keys), cell(field["meaning"])] for field in fields]
     return markdown_table(("option", "type", "default", "limits", "meaning"), rows)
 
 
@@ -148,15 +149,19 @@ def model_page(name: str) -> str:
     own = own_options(name)
     options = {
         "Its own": own,
-        f"From {parent_name if is_variant else 'the contract'}": [f for f in about["options"] if f not in own],
+        f"From {parent_name if is_variant else 'the contract'}": [
+            field for field in about["options"] if field not in own
+        ],
     }
     text = source(model)
     parts = [
         f"# {name}",
         docstring(about["class"]),
         f"**Paper:** {about['paper']}",
-        f"**Prior:** {code(about['prior'])}"
-        + (", fitted after training with `vaezoo.fit_prior`" if model.default_prior else ", there from the start"),
+        f"**Prior:** {code(about['prior'])}, "
+        + (
+            "fitted after training with `vaezoo.fit_prior`" if model.default_prior else "there from the start"
+        ),
         "## Use",
         f"```python\n{create_lines(name)}\n```",
         f"```console\nvaezoo info {name}\nvaezoo train {name} --data fashion_mnist --out runs/{name}\n```",
@@ -166,7 +171,8 @@ def model_page(name: str) -> str:
         recipe_table(about["recipes"]),
         f"## How it differs from {parent_name}" if is_variant else "## The whole model",
         (
-            f"The class as it is in `{model.__module__}`, without its docstring: {len(text.splitlines())} lines. "
+            f"The class as it is in `{model.__module__}`, without its docstring: "
+            f"{len(text.splitlines())} lines. "
             + (f"All the rest is [`{parent_name}`]({parent_name}.md)." if is_variant else "")
         ),
         f"```python\n{text}\n```",
@@ -187,7 +193,9 @@ def recipe_table(recipes: dict[str, dict[str, Any]]) -> str:
 # --- Other registries -------------------------------------------------------------------------------------
 
 
-def class_pages(title: str, introduction: str, registry: Registry[Any], facts: Callable[[Any], list[str]]) -> str:
+def class_pages(
+    title: str, introduction: str, registry: Registry[Any], facts: Callable[[Any], list[str]]
+) -> str:
     parts = [f"# {title}", introduction]
     for name in own_names(registry):
         thing = registry.get(name)
@@ -202,7 +210,7 @@ def configured(thing: Any) -> list[str]:
 
 def likelihood_facts(thing: Any) -> list[str]:
     logarithm = {
-        "binary": "the probability of 0/1 pixels; on grey levels it is a cross-entropy, which is not normalised",
+        "binary": "the probability of 0/1 pixels; on grey levels a cross-entropy, which is not normalised",
         "levels": "the probability of one of 256 grey levels",
         "density": "a density",
     }
@@ -221,12 +229,13 @@ def data_page() -> str:
     for name in own_names(DATASETS):
         function = DATASETS.get(name)
         path = f"{function.__module__}.{function.__qualname__}"
-        parts += [f"## {name}", f"::: {path}\n    options:\n      show_root_heading: false\n      heading_level: 3"]
+        parts += [f"## {name}", f"::: {path}\n    options:\n      show_root_heading: false"]
     return "\n\n".join(parts) + "\n"
 
 
 def data_table() -> str:
-    rows = [[f"[`{name}`](parts/data-sets.md#{name})", cell(summary(DATASETS.get(name)))] for name in own_names(DATASETS)]
+    names = own_names(DATASETS)
+    rows = [[f"[`{name}`](parts/data-sets.md#{name})", cell(summary(DATASETS.get(name)))] for name in names]
     return markdown_table(("name", "what it is"), rows)
 
 
@@ -248,7 +257,8 @@ def parts_index() -> str:
             ("Data sets", "data-sets.md", DATASETS),
         )
     ]
-    return "# Parts\n\nWhat models are put together from, by name.\n\n" + markdown_table(("part", "names"), rows) + "\n"
+    table = markdown_table(("part", "names"), rows)
+    return f"# Parts\n\nWhat models are put together from, by name.\n\n{table}\n"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -268,8 +278,8 @@ def pages() -> dict[str, tuple[str, str]]:
             "Priors",
             class_pages(
                 "Priors",
-                "p(z): what a model samples from. Some models have theirs from the start, the others get one with "
-                "`vaezoo.fit_prior(model, data, prior=None, ...)`.",
+                "p(z): what a model samples from. Some models have theirs from the start, the others get "
+                "one with `vaezoo.fit_prior(model, data, prior=None, ...)`.",
                 PRIORS,
                 configured,
             ),
@@ -288,8 +298,8 @@ def pages() -> dict[str, tuple[str, str]]:
             "Likelihoods",
             class_pages(
                 "Likelihoods",
-                'p(x|z), chosen by name: `vaezoo.create("vae", likelihood="gaussian_learned")`. All are normalised '
-                "and in nats per image, constants included.",
+                'p(x|z), chosen by name: `vaezoo.create("vae", likelihood="gaussian_learned")`. All are '
+                "normalised and in nats per image, constants included.",
                 LIKELIHOODS,
                 likelihood_facts,
             ),

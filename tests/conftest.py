@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-from vaezoo.data import ImageData, load_data
+from vaezoo.data import ImageData, data_root, load_data
 
 # On a busy machine, threads on small tensors wait a hundred times as long as they compute.
 torch.set_num_threads(1)
 
-#: Where the checkout keeps its data, unless $VAEZOO_DATA says otherwise.
-DATA_ROOT = Path(os.environ.get("VAEZOO_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA_ROOT = data_root()
 
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 

@@ -104,6 +104,4 @@ def test_images_that_are_not_square():
     """Images that are not square go through every network."""
     for network in NETWORKS.names():
         options = NARROW.get(network, {})
-        assert_trains(
-            vaezoo.create("vae", image_shape=(1, 8, 24), network=network, network_options=options)
-        )
+        assert_trains(vaezoo.create("vae", image_shape=(1, 8, 24), network=network, network_options=options))

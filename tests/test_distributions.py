@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import distributions as td
 
-from vaezoo.distributions import Delta, DiagonalGaussian, DiscretizedLogisticMixture, Joint, Quantized
+from vaezoo.distributions import (
+    Delta,
+    DiagonalGaussian,
+    DiscretizedLogisticMixture,
+    Joint,
+    Quantized,
+    code_counts,
+    perplexity,
+)
 
 
 @pytest.fixture
@@ -153,3 +161,12 @@ def test_discretised_logistic_samples_follow_the_probabilities():
     chi_squared = ((counts - expected).square() / expected)[seen].sum()
     degrees = int(seen.sum()) - 1
     assert chi_squared < degrees + 5 * math.sqrt(2 * degrees)
+
+
+def test_perplexity():
+    """Oracle 12."""
+    assert perplexity(code_counts(torch.arange(64).view(4, 4, 4), 64)).item() == pytest.approx(64, rel=1e-5)
+    assert perplexity(code_counts(torch.full((3, 5), 7), 64)).item() == pytest.approx(1)
+    assert perplexity(code_counts(torch.tensor([0, 0, 0, 1]), 9)).item() == pytest.approx(
+        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)), rel=1e-6
+    )

@@ -391,7 +391,9 @@ def test_a_stale_prior_is_dropped(data):
 def test_a_fitted_prior_is_not_trained_with_the_model(data):
     model = small("vq_vae")
     before = {id(p) for p in model.parameters()}
-    vaezoo.fit_prior(model, data, epochs=1, batch_size=32, width=8, depth=1, heads=1, device="cpu", progress=False)
+    vaezoo.fit_prior(
+        model, data, epochs=1, batch_size=32, width=8, depth=1, heads=1, device="cpu", progress=False
+    )
     assert {id(p) for group in model.parameter_groups().values() for p in group} == before
 
 

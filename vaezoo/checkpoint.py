@@ -106,6 +106,7 @@ def model_header(model: Autoencoder, info: Mapping[str, Any] | None = None) -> d
         prior = {
             "name": PRIORS.name_of(type(model.prior)),
             "config": model.prior.config.model_dump(mode="json"),
+            "fitted": model.prior.fitted,
         }
     return {
         "schema": SCHEMA,
@@ -160,7 +161,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", **modules: nn.Mod
     except VaezooError as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
+        first_line = str(error).split("\n")[0]
+        raise CheckpointError(f"{path} cannot be loaded: {type(error).__name__}: {first_line}") from None
     return model.to(device).eval()
 
 
@@ -173,6 +175,7 @@ def _build(
     else:
         prior_class = PRIORS.get(prior["name"])
         model.prior = prior_class(prior_class.Config.parse(prior["config"], prior["name"]), model.latent)
+        model.prior.fitted = bool(prior["fitted"])
     return model
 
 

@@ -68,6 +68,8 @@ def load_images(
                 f"'data.{key}' is not an option of the data; see --help for what is set by flags"
             )
     settings: dict[str, Any] = {"binarize": binarize or "none", **recorded, **options}
+    if not isinstance(settings.get("seed", 0), int):
+        raise VaezooError(f"data.seed={settings['seed']!r} is not valid: it must be a whole number")
     return load_data(name, device=resolve_device(device), **settings)
 
 
@@ -188,7 +190,7 @@ def resume_training(args: argparse.Namespace) -> None:
         )
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
-        data, training = header["info"]["data"], header["info"]["train"]
+        data, training = dict(header["info"]["data"]), dict(header["info"]["train"])
         model = create(header["model"], **header["config"])
     except FileNotFoundError:
         raise CheckpointError(f"no run in {args.resume}: run.json is not there") from None
@@ -234,7 +236,13 @@ def command_evaluate(args: argparse.Namespace) -> None:
 
     model, data = load_run(args)
     report = evaluate(
-        model, data, split=args.split, n=args.n, samples=args.samples, seed=args.seed, progress=sys.stderr.isatty()
+        model,
+        data,
+        split=args.split,
+        n=args.n,
+        samples=args.samples,
+        seed=args.seed,
+        progress=sys.stderr.isatty(),
     )
     folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
     report.save(folder / "report.json")

@@ -35,12 +35,14 @@ def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
     name = str(location[0]) if location else ""
     if error["type"] == "extra_forbidden":
         return unknown(f"option of {where}", name, cls.model_fields)
-    if error["type"] == "missing":
+    if error["type"] == "missing" and len(location) == 1:
         return f"{where} needs the option '{name}'"
     message = error["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {message}"
     path = name + "".join(f"[{part}]" for part in location[1:])
+    if error["type"] == "missing":
+        return f"{where}: {path} is missing"
     help_text = cls.model_fields[name].description if name in cls.model_fields else None
     meaning = f" ({name}: {help_text})" if help_text else ""
     return f"{where}: {path}={reprlib.repr(error['input'])} is not valid: {message}{meaning}"

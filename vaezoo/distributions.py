@@ -194,6 +194,18 @@ class Joint(Posterior):
         return torch.stack([q.log_prob(v) for q, v in zip(self.factors, value, strict=True)]).sum(0)
 
 
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
+    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
+    return ones.new_zeros(size).index_add_(0, codes.flatten().long(), ones)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of code counts [K]: K when all are used alike, 1 when one is. Scalar."""
+    p = counts / counts.sum()
+    return torch.exp(-torch.xlogy(p, p).sum())
+
+
 @register_kl(DiagonalGaussian, DiagonalGaussian)
 def _kl_diagonal_gaussians(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     log_ratio = p.log_variance - q.log_variance

@@ -157,7 +157,22 @@ MODELS: Registry[type[Autoencoder]] = Registry(
 )
 
 #: Training options per model and data set ("*": any), laid over the trainer's defaults.
-RECIPES: dict[tuple[str, str], dict[str, Any]] = {}
+RECIPES: dict[tuple[str, str], dict[str, Any]] = {
+    ("ae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("beta_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("conv_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("vq_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("vq_vae2", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
+    ("transformer", "*"): {
+        "lr": 1e-3,
+        "lr_schedule": "cosine",
+        "lr_warmup_steps": 100,
+        "clip": 1.0,
+        "batch_size": 128,
+        "epochs": 10,
+    },
+}
 
 
 def create(name: str, **options: Any) -> Autoencoder:

@@ -111,13 +111,19 @@ def check_distributions(make: Make) -> None:
 
 
 def check_images_are_independent(make: Make) -> None:
-    """An image's distortion does not depend on the rest of its batch."""
+    """An image's latent and distortion do not depend on the rest of its batch."""
     model = fresh(make).eval()
     x = images(model)
+    together = levels(model.represent(x))
+    alone = [torch.cat(level) for level in zip(*(levels(model.represent(one)) for one in x.split(1)))]
+    for z, expected in zip(together, alone):
+        same = (z - expected).abs() <= 0.01 * z.std()
+        # Not all: a code on the border of two may change with the last bits.
+        assert same.float().mean() > 0.99, "represent(x) of an image depends on the rest of its batch"
     with torch.no_grad():
-        together = model.distortion(x, model.represent(x))
-        alone = torch.cat([model.distortion(one, model.represent(one)) for one in x.split(1)])
-    assert torch.allclose(together, alone, rtol=1e-3, atol=1e-2), f"in a batch {together}, alone {alone}"
+        whole = model.distortion(x, model.represent(x))
+        single = torch.cat([model.distortion(one, model.represent(one)) for one in x.split(1)])
+    assert torch.allclose(whole, single, rtol=1e-2, atol=1e-1), f"in a batch {whole}, alone {single}"
 
 
 def check_losses(make: Make) -> None:
@@ -175,8 +181,8 @@ def check_gradients(make: Make) -> None:
     """Every parameter gets a gradient, and each group's comes from its own loss alone."""
     model = fresh(make).train()
     x = images(model)
-    total = losses(model, x)
     groups = model.parameter_groups()
+    total = {name: loss for name, loss in losses(model, x).items() if name in groups}
     together = torch.stack([loss.total for loss in total.values()]).sum()
     everything = [p for name in total for p in groups[name]]
     gradients = torch.autograd.grad(together, everything, retain_graph=True, allow_unused=True)
@@ -274,7 +280,7 @@ def check_training_helps(make: Make) -> None:
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         torch.stack([loss.total for loss in found.values()]).sum().backward()
-        for name in found:
+        for name in found.keys() & optimizers.keys():
             optimizers[name].step()
     assert sum(history[-5:]) < sum(history[:5]), f"the loss went from {history[0]:.2f} to {history[-1]:.2f}"
 
@@ -285,7 +291,7 @@ def check_checkpoint(make: Make) -> None:
     x = images(model)
     with tempfile.TemporaryDirectory() as folder:
         again = load(save(model, folder), next(model.parameters()).device)
-    assert again.config == model.config
+    assert again.config == model.config, f"{model.config} came back as {again.config}"
     assert torch.equal(again.reconstruct(x), model.reconstruct(x)), "reconstructions differ after loading"
     same = generator(0, x.device), generator(0, x.device)
     assert torch.equal(again.sample(2, same[0]), model.sample(2, same[1])), "samples differ after loading"
@@ -295,23 +301,31 @@ def check_cuda_ready(make: Make) -> None:
     """No tensor left on the CPU and no hidden synchronisation: runs on a fake CUDA device, without a GPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
-        with torch.device("cuda"):
-            model = make()
-        x = torch.zeros(BATCH, *model.config.image_shape, device="cuda")
-        model.train()
-        for loss in model.losses(x, progress(model)).values():
-            assert loss.total.device.type == "cuda", "a loss is on the CPU"
-        q = model.encode(x)
-        assert model.decode(q.rsample()).mean.device.type == "cuda", "decode gives images on the CPU"
-        if model.default_prior is not None:
-            attach_prior(model)
-            for loss in model.require_prior().losses(model.latents(x), progress(model)).values():
-                assert loss.total.device.type == "cuda", "a loss of the prior is on the CPU"
-        assert model.sample(2).device.type == "cuda", "samples are on the CPU"
-        assert model.interpolate(x, x, 3).device.type == "cuda"
-        if not (q.deterministic and model.latent.codes is None):
-            assert model.log_prob(x, samples=2).device.type == "cuda"
+    try:
+        with FakeTensorMode():
+            _run_on_fake_cuda(make)
+    except RuntimeError as error:
+        raise AssertionError(
+            f"does not run on CUDA (a tensor left on the CPU, or a value read back to the host): {error}"
+        ) from error
+
+
+def _run_on_fake_cuda(make: Make) -> None:
+    with torch.device("cuda"):
+        model = make().train()
+    x = torch.zeros(BATCH, *model.config.image_shape, device="cuda")
+    for loss in model.losses(x, progress(model)).values():
+        assert loss.total.device.type == "cuda", "a loss is on the CPU"
+    q = model.encode(x)
+    assert model.decode(q.rsample()).mean.device.type == "cuda", "decode gives images on the CPU"
+    if model.default_prior is not None:
+        attach_prior(model)
+        for loss in model.require_prior().losses(model.latents(x), progress(model)).values():
+            assert loss.total.device.type == "cuda", "a loss of the prior is on the CPU"
+    assert model.sample(2).device.type == "cuda", "samples are on the CPU"
+    assert model.interpolate(x, x, 3).device.type == "cuda", "interpolations are on the CPU"
+    if not (q.deterministic and model.latent.codes is None):
+        assert model.log_prob(x, samples=2).device.type == "cuda", "log_prob is on the CPU"
 
 
 def with_prior(make: Make) -> Autoencoder:
@@ -328,6 +342,7 @@ def attach_prior(model: Autoencoder) -> None:
     device = next(model.parameters()).device
     with torch.device(device):
         model.prior = prior(prior.Config(**SMALL_PRIORS.get(name, {})), model.latent).eval()
+        model.prior.fitted = True
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (

@@ -140,6 +140,7 @@ def train(
     if model.prior is not None and model.prior.fitted:
         model.prior = model.make_prior()
     model.to(device)
+    loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
     folder = _open_folder(out, resume)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
     if folder is not None and not resume:
@@ -152,7 +153,7 @@ def train(
 
     run = fit(
         model,
-        Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers),
+        loader,
         Loader(images.validation, config.batch_size, shuffle=False, drop_last=False, workers=config.workers),
         config,
         start=start,

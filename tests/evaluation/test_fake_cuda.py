@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vaezoo.distributions import code_counts, perplexity
 from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
 from vaezoo.evaluation.features import pixel_features
-from vaezoo.networks import quantizer
 
 
 def test_every_pure_function_stays_on_the_device() -> None:
@@ -28,7 +28,7 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *sampling.precision_recall(a, b),
             *sampling.density_coverage(a, b),
             latents.active_units(a),
-            quantizer.perplexity(quantizer.code_counts(codes, 16)),
+            perplexity(code_counts(codes, 16)),
             disentanglement.discretize(a),
             disentanglement.mutual_information_gap(
                 a, torch.zeros(50, 2, dtype=torch.long, device="cuda"), (3, 4)

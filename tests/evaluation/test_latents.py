@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vaezoo.distributions import code_counts, perplexity
 from vaezoo.evaluation.latents import active_units
-from vaezoo.networks.quantizer import code_counts, perplexity
 
 
 def test_perplexity_is_k_for_uniform_and_1_for_constant_codes() -> None:

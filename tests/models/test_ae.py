@@ -40,3 +40,33 @@ def test_ae_has_no_rate_and_no_prior_of_its_own():
     loss = model.losses(torch.rand(4, 1, 28, 28), None)["model"]
     assert set(loss.terms) == {"distortion"}
     assert torch.equal(loss.total, loss.terms["distortion"])
+
+
+@pytest.mark.slow
+def test_on_fashion_mnist_the_trainer_reaches_pca_and_a_nonlinear_ae_beats_it(real_data):
+    """PCA with 16 components has a test MSE of .02045 (computed from the eigenvectors of the training images)."""
+    data = real_data("fashion_mnist")
+    train, x = (split.batch(torch.arange(len(split))) for split in (data.train, data.test))
+    mean = train.flatten(1).double().mean(0)
+    _, vectors = torch.linalg.eigh((train.flatten(1).double() - mean).T.cov())
+    centred = x.flatten(1).double() - mean
+    pca_error = (centred - centred @ vectors[:, -16:] @ vectors[:, -16:].T).square().mean().item()
+    assert pca_error == pytest.approx(0.02045, abs=1e-4)
+
+    errors = {}
+    for name, hidden, options in (
+        ("linear", [], {"epochs": 12, "lr": 5e-3}),
+        ("deep", [512, 256], {"epochs": 2}),
+    ):
+        torch.manual_seed(0)
+        model = vaezoo.create(
+            "ae",
+            latent_dim=16,
+            network_options={"hidden": hidden},
+            likelihood="gaussian",
+            likelihood_scale=0.15,
+        )
+        vaezoo.train(model, data, progress=False, device="cpu", **options)
+        errors[name] = (model.reconstruct(x) - x).square().mean().item()
+    assert errors["linear"] == pytest.approx(pca_error, rel=0.01)
+    assert errors["deep"] < pca_error

@@ -12,7 +12,9 @@ class FreeBitsVAE(VAE):
     paper = "Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, NeurIPS 2016"
 
     class Config(VAE.Config):
-        free_bits: float = Field(0.1, ge=0, description="lambda, nats per dimension, as a mean over the batch")
+        free_bits: float = Field(
+            0.1, ge=0, description="lambda, nats per dimension, as a mean over the batch"
+        )
 
     def losses(self, x, progress):
         q = self.encode(x)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vaezoo.distributions import perplexity
 from vaezoo.evaluation.report import Metric, Results, Skipped
-from vaezoo.networks.quantizer import perplexity
 
 if TYPE_CHECKING:
     from vaezoo.evaluation.observe import Observed

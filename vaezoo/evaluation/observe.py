@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
 from vaezoo.autoencoder import Autoencoder, LatentShape, evaluation_mode
+from vaezoo.distributions import code_counts
 from vaezoo.evaluation.reconstruction import mse, psnr, ssim
-from vaezoo.networks.quantizer import code_counts
 
 Measure = Literal["binary", "levels", "density"]
 

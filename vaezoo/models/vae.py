@@ -103,9 +103,10 @@ class VAE(Autoencoder):
     def decode(self, z: Latent) -> Distribution:
         parameters = self.decoder(z)
         if parameters.shape[1:] != self.decoder_shape:
+            needed = ", ".join(map(str, self.decoder_shape))
             raise VaezooError(
                 f"the decoder gives {tuple(parameters.shape)}; {type(self).__name__} with "
-                f"likelihood='{self.config.likelihood}' needs (batch, {', '.join(map(str, self.decoder_shape))})"
+                f"likelihood='{self.config.likelihood}' needs (batch, {needed})"
             )
         return self.likelihood(parameters)
 

@@ -19,10 +19,11 @@ from vaezoo.autoencoder import (
     Progress,
     Quantized,
 )
+from vaezoo.distributions import code_counts, perplexity
 from vaezoo.errors import VaezooError
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks.grid import grid_decoder, grid_encoder
-from vaezoo.networks.quantizer import Codebook, code_counts, perplexity
+from vaezoo.networks.quantizer import Codebook
 
 
 class VQVAE(Autoencoder):
@@ -56,7 +57,7 @@ class VQVAE(Autoencoder):
         )
         channels: int = Field(64, ge=2, description="channels of the convolutions (256 in the paper)")
         residual_channels: int = Field(32, ge=1, description="channels inside the residual blocks")
-        residual_blocks: int = Field(2, ge=0, description="residual blocks on either side")
+        residual_blocks: int = Field(2, ge=0, le=64, description="residual blocks on either side")
         likelihood: str = Field("gaussian", description="name of p(x|z): gaussian, bernoulli, ...")
         likelihood_scale: float = Field(
             0.25, gt=0, description="scale of a Gaussian or Laplace p(x|z), or where a learned one starts"

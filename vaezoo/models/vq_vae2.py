@@ -26,7 +26,9 @@ class VQVAE2(VQVAE):
     )
 
     class Config(VQVAE.Config):
-        levels: int = Field(2, ge=2, description="number of code grids, each half as wide as the next finer")
+        levels: int = Field(
+            2, ge=2, le=8, description="number of code grids, each half as wide as the next finer"
+        )
         downsample: int = Field(
             2,
             ge=2,

@@ -111,15 +111,3 @@ class Codebook(nn.Module):
         """How many vectors each code gets, [K], and their sums, [K, D]."""
         n = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(z[:, 0]))
         return n, torch.zeros_like(z[:1]).repeat(len(n), 1).index_add_(0, codes, z)
-
-
-def code_counts(codes: Tensor, size: int) -> Tensor:
-    """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
-    ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)
-    return ones.new_zeros(size).index_add_(0, codes.flatten().long(), ones)
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of code counts [K]: K when all are used alike, 1 when one is. Scalar."""
-    p = counts / counts.sum()
-    return torch.exp(-torch.xlogy(p, p).sum())

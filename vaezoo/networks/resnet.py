@@ -18,7 +18,7 @@ class ResNet(Network):
         channels: tuple[PositiveInt, ...] = Field(
             (32, 64, 64), min_length=1, description="channels of the stages; all but the first halve the grid"
         )
-        blocks: int = Field(1, ge=1, description="residual blocks in a stage")
+        blocks: int = Field(1, ge=1, le=64, description="residual blocks in a stage")
 
     config: Config
 

@@ -27,7 +27,7 @@ class TransformerPrior(Prior):
 
     class Config(BaseConfig):
         width: int = Field(128, ge=8, description="features per position")
-        depth: int = Field(4, ge=1, description="number of blocks")
+        depth: int = Field(4, ge=1, le=64, description="number of blocks")
         heads: int = Field(4, ge=1, description="attention heads; must divide width")
         dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the blocks, while training")
 
@@ -122,9 +122,8 @@ class Block(nn.Module):
             self.qkv(self.attention_norm(h)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         )
         if cache is None:
-            attended = F.scaled_dot_product_attention(
-                q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True
-            )
+            # No dropout on the weights: it would rule out the fused kernels, which never hold T x T of them.
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             cache[0, :, :, position], cache[1, :, :, position] = k[:, :, 0], v[:, :, 0]
             attended = F.scaled_dot_product_attention(q, *cache[:, :, :, : position + 1])
