@@ -16,8 +16,8 @@ VQ = {
     "channels": 32,
     "likelihood": "bernoulli",
     "prior_width": 64,
-    "prior_depth": 3,
-    "prior_epochs": 4,
+    "prior_depth": 2,
+    "prior_epochs": 3,
 }
 
 #: Sized for two CPU cores: the convolutional models see fewer images than the fully connected ones.

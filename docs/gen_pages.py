@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vaezoo
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.config import describe_fields
 from vaezoo.data import DATASETS
+from vaezoo.evaluation.observe import measure
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks import NETWORKS
 from vaezoo.priors import PRIORS
@@ -214,9 +217,11 @@ def likelihood_facts(thing: Any) -> list[str]:
         "levels": "the probability of one of 256 grey levels",
         "density": "a density",
     }
+    outputs = thing.parameters_per_channel
+    distribution = thing()(torch.zeros(1, outputs, 4, 4))
     return [
-        f"Decoder outputs for each image channel: {thing.parameters_per_channel}. "
-        f"`log_prob` is the logarithm of {logarithm[thing.measure]}."
+        f"Decoder outputs for each image channel: {outputs}. "
+        f"`log_prob` is the logarithm of {logarithm[measure(distribution)]}."
     ]
 
 

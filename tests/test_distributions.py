@@ -154,9 +154,8 @@ def test_discretised_logistic_samples_follow_the_probabilities():
         one.log_scale.expand(n, -1, -1, -1, -1),
     )
     counts = torch.bincount((many.sample().flatten() * 255).round().long(), minlength=256).double()
-    expected = (
-        n * torch.stack([one.log_prob(l.float().view(1, 1, 1, 1)).exp().squeeze() for l in LEVELS]).double()
-    )
+    grid = LEVELS.float().view(-1, 1, 1, 1, 1)
+    expected = n * torch.stack([one.log_prob(level).exp().squeeze() for level in grid]).double()
     seen = expected > 5
     chi_squared = ((counts - expected).square() / expected)[seen].sum()
     degrees = int(seen.sum()) - 1

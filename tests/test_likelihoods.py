@@ -1,4 +1,4 @@
-"""Every likelihood is summed over the image and normalised (trap 3: a mean over pixels beside a summed KL)."""
+"""Every likelihood is summed over the image and normalised (trap 3: means over pixels beside a summed KL)."""
 
 import math
 

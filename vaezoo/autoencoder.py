@@ -8,11 +8,9 @@ three and is written here, once.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -23,6 +21,7 @@ from torch.distributions import Distribution
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import Delta, DiagonalGaussian, Joint, Latent, Posterior, Quantized
 from vaezoo.errors import NotFittedError, VaezooError, unknown
+from vaezoo.inference import inference
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors.base import LatentShape, Prior
 
@@ -54,29 +53,6 @@ class AutoencoderConfig(BaseConfig):
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (1, 28, 28), description="channels, height and width of an image"
     )
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """No gradients and `eval()` inside; the mode is put back after."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
-
-
-def inference(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a method in `evaluation_mode`."""
-
-    @functools.wraps(method)
-    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with evaluation_mode(self):
-            return method(self, *args, **kwargs)
-
-    return run
 
 
 def map_latent(function: Callable[..., Tensor], *latents: Latent) -> Latent:
@@ -176,7 +152,7 @@ class Autoencoder(nn.Module):
 
     @inference
     def represent(self, x: Tensor) -> Latent:
-        """The mean of q(z|x): [B, D], or [B, D, h, w] code vectors, or a tuple of those; it can be decoded."""
+        """The mean of q(z|x), which decodes: [B, D], code vectors [B, D, h, w], or a tuple of those."""
         return self.encode(x).mean
 
     @inference

@@ -58,7 +58,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """Write tensors and a JSON header as one safetensors file, atomically."""
     with _atomically(path) as temporary:
         flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         save_file(flat, temporary, metadata={"vaezoo": json.dumps(header)})
+        temporary.chmod(permissions)  # save_file leaves the file to its owner alone, whatever the umask
 
 
 def read_header(path: Path) -> dict[str, Any]:

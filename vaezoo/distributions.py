@@ -214,7 +214,7 @@ def _kl_diagonal_gaussians(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
 
 
 class _GreyLevels(constraints.Constraint):
-    """The 256 grey levels k / 255; discrete, so that `log_prob` is known to be a probability, not a density."""
+    """The 256 grey levels k / 255. Discrete: `log_prob` is that of a probability, not of a density."""
 
     is_discrete = True
 

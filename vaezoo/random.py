@@ -26,7 +26,7 @@ def generator(seed: int, device: torch.device | str) -> torch.Generator:
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """Start torch's default generators of the CPU and of `device` from `seed`, without waiting for the device."""
+    """Start torch's default generators of the CPU and of `device` from `seed`, without waiting."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

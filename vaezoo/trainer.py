@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vaezoo.autoencoder import Autoencoder, Latent, evaluation_mode, map_latent
+from vaezoo.autoencoder import Autoencoder, Latent, map_latent
 from vaezoo.checkpoint import (
     SCHEMA,
     WEIGHTS,
@@ -32,6 +32,7 @@ from vaezoo.checkpoint import (
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, Split, load_data
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.inference import evaluation_mode
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, reseed, seeded
@@ -329,8 +330,8 @@ def fit(
                     losses = validate(module, validation, objective, total_steps, config.seed)
                     if not math.isfinite(losses["loss"]):
                         raise TrainingError(
-                            f"the validation loss became {losses['loss']} after step {run.steps} (epoch {epoch + 1})"
-                            f"{_last_good(folder, run)}"
+                            f"the validation loss became {losses['loss']} after step {run.steps} "
+                            f"(epoch {epoch + 1}){_last_good(folder, run)}"
                         )
                     log.line(
                         {
@@ -395,7 +396,7 @@ def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.o
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The learning rate at a step over its full value: a function of the step, so there is no state to save."""
+    """The learning rate at a step over its full value: a function of the step, without state to save."""
     warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * step / total_steps)) if config.lr_schedule == "cosine" else 1.0
     return warmup * cosine
@@ -579,8 +580,8 @@ def _restore(
     ]
     if changed:
         raise CheckpointError(
-            f"{folder} was trained with other options ({', '.join(changed)}), so it cannot be resumed with these; "
-            "resume with the same ones or start in another folder"
+            f"{folder} was trained with other options ({', '.join(changed)}), so it cannot be resumed with "
+            "these; resume with the same ones or start in another folder"
         )
     tensors = read_tensors(path, next(module.parameters()).device)
     try:
@@ -621,7 +622,8 @@ def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
     folder = Path(out)
     if not resume and (folder / STATE).exists():
         raise VaezooError(
-            f"{folder} already holds a run; go on with resume=True (`vaezoo train --resume {folder}`), or choose another folder"
+            f"{folder} already holds a run; go on with resume=True (on the command line: --resume), "
+            "or choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
@@ -657,8 +659,8 @@ def check_shape(model: Autoencoder, data: ImageData) -> None:
         raise VaezooError(f"this takes a model, such as vaezoo.create('vae'), not {model!r}")
     if tuple(model.config.image_shape) != tuple(data.image_shape):
         raise VaezooError(
-            f"{type(model).__name__} is made for images of shape {tuple(model.config.image_shape)}, but {data.name} has "
-            f"{tuple(data.image_shape)}; create it with image_shape={tuple(data.image_shape)}"
+            f"{type(model).__name__} is made for images of shape {tuple(model.config.image_shape)}, but "
+            f"{data.name} has {tuple(data.image_shape)}; create it with image_shape={tuple(data.image_shape)}"
         )
 
 

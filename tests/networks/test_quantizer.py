@@ -114,7 +114,7 @@ def test_dead_codes_are_revived_onto_the_data_with_fresh_usage():
     book.update(book(as_grid(z)))
     on_data = (book.vectors[1:, None] == z[None]).all(-1).any(1)
     assert on_data.all(), "revived codes are not vectors of the data"
-    assert torch.equal(book.usage[1:], torch.full((4,), book.fresh).double())
+    assert torch.equal(book.usage[1:], torch.full((4,), book.fresh, dtype=torch.float64))
     for _ in range(300):
         before = book.vectors.clone()
         book.update(book(as_grid(z)))

@@ -1,4 +1,4 @@
-"""Oracles 13 and 14: causality without a blind spot, normalisation by enumeration, cached = naive sampling."""
+"""Oracles 13 and 14: causality without a blind spot, normalisation by enumeration, cached = full forward."""
 
 import itertools
 
@@ -81,10 +81,12 @@ def test_cached_logits_are_the_full_forward(shapes):
 
 
 def test_sampling_does_not_depend_on_the_training_mode_of_dropout():
-    """Trap 9: priors sampled in train mode. `Autoencoder.sample` puts them into eval mode; here, the effect."""
+    """Trap 9: a prior that is sampled in train mode draws its dropout too."""
     model = make(((2, 2),), codes=4, dropout=0.5)
-    first, second = (model.sample(50, torch.Generator().manual_seed(0)) for _ in range(2))
-    assert torch.equal(first, second)
+    expected = model.sample(50, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        assert torch.equal(model.train().sample(50, torch.Generator().manual_seed(0)), expected)
+        assert model.training, "sampling left the prior in another mode"
 
 
 def test_refuses_vectors_and_heads_that_do_not_divide():

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
-from vaezoo.autoencoder import Autoencoder, LatentShape, evaluation_mode
+from vaezoo.autoencoder import Autoencoder, LatentShape
 from vaezoo.distributions import code_counts
 from vaezoo.evaluation.reconstruction import mse, psnr, ssim
+from vaezoo.inference import evaluation_mode
 
 Measure = Literal["binary", "levels", "density"]
 

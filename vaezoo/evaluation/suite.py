@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import vaezoo
-from vaezoo.autoencoder import Autoencoder, evaluation_mode
+from vaezoo.autoencoder import Autoencoder
 from vaezoo.data import ImageData, Split, load_data
 from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.evaluation import disentanglement
@@ -26,6 +26,7 @@ from vaezoo.evaluation.observe import is_vector, observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
 from vaezoo.evaluation.sampling import extract, measure_sampling, sampling_names
+from vaezoo.inference import evaluation_mode
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, generator, seeded
 from vaezoo.registry import MODELS, Registry

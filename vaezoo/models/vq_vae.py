@@ -81,7 +81,7 @@ class VQVAE(Autoencoder):
         return (self.config.downsample,)
 
     def grid(self, factor: int) -> tuple[int, int]:
-        """Height and width of the grid at `factor` pixels per code; refuses images that it does not divide."""
+        """Height and width of the grid at `factor` pixels per code; refuses images it does not divide."""
         _, height, width = self.config.image_shape
         if factor & (factor - 1):
             raise VaezooError(f"downsample={self.config.downsample} is not valid: it must be a power of 2")

@@ -21,8 +21,8 @@ class VQVAE2(VQVAE):
     """
 
     paper = (
-        "Razavi, van den Oord & Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, NeurIPS 2019, "
-        "arXiv:1906.00446"
+        "Razavi, van den Oord & Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, "
+        "NeurIPS 2019, arXiv:1906.00446"
     )
 
     class Config(VQVAE.Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,11 +34,11 @@ def halvings(factor: int) -> int:
 
 
 def grid_encoder(inputs: int, channels: int, hidden: int, blocks: int, factor: int) -> nn.Sequential:
-    """[B, inputs, H, W] -> [B, channels, H / factor, W / factor]: 4x4 stride-2 convolutions, then residuals."""
+    """[B, inputs, H, W] -> [B, channels, H / factor, W / factor]: stride-2 convolutions, then residuals."""
     steps = halvings(factor)
     widths = [inputs, *[channels // 2] * (steps - 1), channels]
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:]):
+    for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 4, 2, 1), ReLU()]
     layers.append(nn.Conv2d(channels, channels, 3, 1, 1))
     return nn.Sequential(*layers, *(Residual(channels, hidden) for _ in range(blocks)), ReLU())
@@ -51,6 +52,6 @@ def grid_decoder(
     widths = [channels, *[channels // 2] * (steps - 1), outputs]
     layers: list[nn.Module] = [nn.Conv2d(inputs, channels, 3, 1, 1)]
     layers += [Residual(channels, hidden) for _ in range(blocks)]
-    for before, after in zip(widths[:-1], widths[1:]):
+    for before, after in pairwise(widths):
         layers += [ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
     return nn.Sequential(*layers)

@@ -42,8 +42,8 @@ class Codebook(nn.Module):
         else:
             self.vectors = nn.Parameter(start)
         # Running share of the vectors that each code gets, in units of 1 / K, so that it is 1 at even usage
-        # whatever the batch size. It is also the weight of a code's past, so a fresh code starts low: it follows
-        # the first vectors it gets, and if it gets none it is soon revived (again).
+        # whatever the batch size. It is also the weight of a code's past, so a fresh code starts low: it
+        # follows the first vectors it gets, and if it gets none it is soon revived (again).
         self.fresh = 2 * revive if revive else 1.0
         self.register_buffer("usage", torch.full((codes,), self.fresh))
 
@@ -78,8 +78,8 @@ class Codebook(nn.Module):
 
             N_k <- decay N_k + (1 - decay) n_k,    e_k <- e_k + (1 - decay) (s_k - n_k e_k) / N_k,
 
-        n_k vectors of sum s_k, which equals e = m / N at every step but needs no m, and leaves a code without vectors (n_k = 0)
-        where it is, to the bit.
+        n_k vectors of sum s_k, which equals e = m / N at every step but needs no m, and leaves a code without
+        vectors (n_k = 0) where it is, to the bit.
         """
         z = q.encoded.detach().movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
         n, sums = self._assign(z, q.codes.flatten())

@@ -51,7 +51,10 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
-        """n draws, [n, ...] on the prior's device; a tuple, coarsest first, where there are several levels."""
+        """n draws, [n, ...] on the prior's device; a tuple, coarsest first, where there are several levels.
+
+        The same for the same generator, in train mode too.
+        """
         raise NotImplementedError
 
     def fit(self, z: Tensor, seed: int = 0) -> None:

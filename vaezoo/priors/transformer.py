@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import Latent
 from vaezoo.errors import VaezooError
+from vaezoo.inference import inference
 from vaezoo.priors.base import LatentShape, Prior
 
 
@@ -75,7 +76,7 @@ class TransformerPrior(Prior):
             nll = nll + cross_entropy.sum(1)
         return -nll
 
-    @torch.no_grad()
+    @inference
     def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
         caches = [cast(Block, block).empty_cache(n, self.length) for block in self.blocks]
         token = torch.zeros(n, dtype=torch.long, device=self.position.device)
