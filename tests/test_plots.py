@@ -127,8 +127,8 @@ def test_save_pictures_and_overview(model, data, tmp_path):
     assert sizes == {
         "reconstructions": (502, 302),
         "samples": (502, 502),
-        "traversals": (502, 152),
-        "interpolations": (502, 402),
+        "traversals": (552, 152),
+        "interpolations": (552, 402),
     }
     unfitted = vaezoo.create("ae", image_shape=(1, 8, 8), network_options={"hidden": [8]})
     assert "samples" not in plots.save_pictures(unfitted, data.test, tmp_path / "ae")

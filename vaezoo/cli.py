@@ -417,7 +417,7 @@ def make_parser() -> Parser:
         command.add_argument("run", help="run folder or .safetensors file")
         command.add_argument("options", nargs="*", help="data.key=value options of the data")
         command.add_argument("--rows", type=at_least(1), default=10, help="rows of the grid")
-        command.add_argument("--steps", type=at_least(2), default=10, help="images in a row")
+        command.add_argument("--steps", type=at_least(2), default=11, help="images in a row")
         command.add_argument("--seed", type=at_least(0), default=0, help="seed of the choice of images")
         command.add_argument("--out", help=f"PNG to write (default: RUN/{name}.png)")
         if name == "interpolate":

@@ -51,7 +51,7 @@ def samples(model: Autoencoder, n: int = 100, seed: int = 0, columns: int = 10) 
     return grid(model.sample(n, generator=generator(seed, device)), columns)
 
 
-def interpolations(model: Autoencoder, x: Tensor, steps: int = 10, spherical: bool = False) -> Tensor:
+def interpolations(model: Autoencoder, x: Tensor, steps: int = 11, spherical: bool = False) -> Tensor:
     """One row from each image of the first half of x [N, C, H, W] to its partner in the second half."""
     half = len(x) // 2
     if not half:
@@ -59,7 +59,7 @@ def interpolations(model: Autoencoder, x: Tensor, steps: int = 10, spherical: bo
     return grid(model.interpolate(x[:half], x[half : 2 * half], steps, spherical).flatten(0, 1), steps)
 
 
-def traversals(model: Autoencoder, x: Tensor, rows: int = 10, steps: int = 10) -> Tensor:
+def traversals(model: Autoencoder, x: Tensor, rows: int = 10, steps: int = 11) -> Tensor:
     """One row for each of the latent dimensions that vary most over x [N, C, H, W], moved by three of its
     standard deviations either way from the latent of the first image."""
     z = model.represent(x)
