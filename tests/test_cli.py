@@ -94,7 +94,7 @@ def test_list_and_info(capsys):
     assert "beta_vae" not in out
     assert run("info", "beta_vae") == 0
     out = capsys.readouterr().out
-    for part in ("Higgins", "beta", "4.0", "≥ 0", "weight of the rate", "standard_normal"):
+    for part in ("Higgins", "beta", "4.0", "≥ 0", "weight of the rate", "its own"):
         assert part in out
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import distributions as td
 
 from vaezoo.distributions import (
+    ContinuousBernoulli,
     Delta,
     DiagonalGaussian,
     DiscretizedLogisticMixture,
@@ -169,3 +170,33 @@ def test_perplexity():
     assert perplexity(code_counts(torch.tensor([0, 0, 0, 1]), 9)).item() == pytest.approx(
         math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [-100.0, -20.0, -3.0, -0.1, -1e-3, 0.0, 0.05, 0.1, 1.0, 30.0, 100.0])
+def test_continuous_bernoulli_is_normalised_at_every_logit(logit, dtype):
+    """torch's own class loses mass above logits of about 16, where its probability rounds to 1."""
+    p = ContinuousBernoulli(torch.tensor([logit], dtype=dtype, requires_grad=True))
+    n = 1_000_000
+    x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    density = p.log_prob(x.to(dtype)).detach().double().exp()
+    assert density.mean().item() == pytest.approx(1, abs=1e-3 if dtype == torch.float64 else 5e-3)
+    assert (density * x).mean().item() / density.mean().item() == pytest.approx(p.mean.item(), abs=1e-4)
+    (gradient,) = torch.autograd.grad(p.log_prob(torch.tensor([0.3], dtype=dtype)) + p.mean, p.logits)
+    assert gradient.isfinite().all()
+
+
+def test_continuous_bernoulli_is_torchs_where_that_is_right():
+    logits = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    ours, theirs = ContinuousBernoulli(logits), td.ContinuousBernoulli(logits=logits, validate_args=False)
+    x = torch.linspace(0, 1, 11, dtype=torch.float64).unsqueeze(1)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.mean, theirs.mean, rtol=0, atol=1e-5)
+
+
+def test_continuous_bernoulli_samples_have_its_mean():
+    torch.manual_seed(0)
+    p = ContinuousBernoulli(torch.tensor([-40.0, -2.0, 0.0, 5e-4, 3.0, 40.0], dtype=torch.float64))
+    x = p.sample((100_000,))
+    assert ((x >= 0) & (x <= 1)).all()
+    assert ((x.mean(0) - p.mean).abs() < 5 * x.std(0) / math.sqrt(len(x))).all()

@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +20,7 @@ from vaezoo.comparison import split_options
 from vaezoo.config import describe_fields
 from vaezoo.data import DATASETS
 from vaezoo.priors import PRIORS
-from vaezoo.registry import MODELS, RECIPES
+from vaezoo.registry import MODELS
 from vaezoo.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -55,15 +54,11 @@ def gen_pages() -> ModuleType:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder to run in, and registries that forget what is added."""
     monkeypatch.chdir(tmp_path)
     for registry in (MODELS, PRIORS, DATASETS):
         monkeypatch.setattr(registry, "_table", dict(registry._table))
-    recipes = dict(RECIPES)
-    yield
-    RECIPES.clear()
-    RECIPES.update(recipes)
 
 
 def text_of(path: Path) -> str:

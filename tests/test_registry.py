@@ -12,7 +12,8 @@ from torch import nn
 import vaezoo
 from vaezoo.errors import VaezooError, unknown
 from vaezoo.networks import NETWORKS, Network
-from vaezoo.registry import MODELS, RECIPES, Registry, recipe
+from vaezoo.registry import MODELS, Registry
+from vaezoo.trainer import recipe
 
 PLUGIN = Path(__file__).parent / "plugin"
 
@@ -49,7 +50,7 @@ def test_unknown_model_names_the_closest_and_all(name, guess):
         ),
         ("vae", {"network_options": {"hidden": [0]}}, "network 'mlp': hidden[0]=0 is not valid"),
         ("vae", {"network_options": {"hidden": "x"}}, "network 'mlp': hidden='x' is not valid"),
-        ("conv_vae", {"network_options": {"channels": []}}, "network 'conv': channels=[] is not valid"),
+        ("conv_vae", {"network_options": {"channels": []}}, "network 'conv': channels=() is not valid"),
         (
             "beta_vae",
             {"beta": -1},
@@ -135,7 +136,7 @@ def test_describe_shows_types_limits_and_priors():
     assert options["beta"]["limits"] == "≥ 0"
     assert options["image_shape"]["type"] == "tuple[int, int, int]"
     assert vaezoo.describe("vq_vae")["prior"] == "transformer"
-    assert vaezoo.describe("vae")["prior"] == "standard_normal"
+    assert vaezoo.describe("vae")["prior"] == "its own"
     with pytest.raises(VaezooError, match="did you mean 'vae'"):
         vaezoo.describe("vaee")
 
@@ -146,10 +147,10 @@ def test_describe_shows_types_limits_and_priors():
 @pytest.fixture
 def clean(monkeypatch):
     """Registrations of a test end with it."""
-    for table in (MODELS._table, NETWORKS._table, RECIPES):
+    for table in (MODELS._table, NETWORKS._table):
         for key in (before := dict(table)):
             monkeypatch.setitem(table, key, before[key])
-    known = [(table, set(table)) for table in (MODELS._table, NETWORKS._table, RECIPES)]
+    known = [(table, set(table)) for table in (MODELS._table, NETWORKS._table)]
     yield
     for table, keys in known:
         for key in set(table) - keys:
@@ -170,11 +171,12 @@ def test_register(tmp_path):
     mine = make_class()
     with pytest.raises(VaezooError, match=r"Mine is not registered; call vaezoo.register\('a_name', Mine\)"):
         vaezoo.save(mine(mine.Config()), tmp_path)
-    vaezoo.register("mine", mine, recipes={"*": {"lr": 0.1}, "digits": {"epochs": 3}})
+    mine.recipes = {"*": {"lr": 0.1}, "digits": {"epochs": 3}}
+    vaezoo.register("mine", mine)
     vaezoo.register("mine", mine)  # again the same: nothing happens
     assert type(vaezoo.create("mine", latent_dim=3)) is mine
     assert "mine" in vaezoo.list_models()
-    assert recipe("mine", "digits") == {"lr": 0.1, "epochs": 3}
+    assert recipe(mine, "digits") == {"lr": 0.1, "epochs": 3}
     assert vaezoo.describe("mine")["recipes"] == {"*": {"lr": 0.1}, "digits": {"epochs": 3}}
     assert type(vaezoo.load(vaezoo.save(mine(mine.Config()), tmp_path))) is mine
 

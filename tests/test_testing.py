@@ -77,7 +77,7 @@ class FieldWithoutMeaning(VAE):
 
 class ConfigThatJsonChanges(VAE):
     class Config(VAE.Config):
-        extra: Any = Field((1, 2), description="a tuple comes back from JSON as a list")
+        extra: Any = Field({1: 2}, description="the key comes back from JSON as text")
 
 
 class NoPaper(VAE):

@@ -14,7 +14,7 @@ from vaezoo.checkpoint import WEIGHTS, read_tensors
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 from vaezoo.objective import Loss, Progress
 from vaezoo.random import seeded
-from vaezoo.trainer import METRICS, STATE, TrainConfig, encode_all, lr_factor, make_optimizers
+from vaezoo.trainer import METRICS, STATE, GroupConfig, TrainConfig, encode_all, lr_factor, make_optimizers
 
 MODELS = ["ae", "vae", "beta_vae", "conv_vae", "vq_vae", "vq_vae2"]
 
@@ -150,13 +150,95 @@ class _Bound:
         self.losses = lambda z, progress: function(owner, z, progress)
 
 
+def test_resume_refuses_another_model_or_other_data(data, images, tmp_path):
+    train(small("beta_vae"), data, out=tmp_path, epochs=1)
+    other = vaezoo.create(
+        "beta_vae", image_shape=(1, 8, 8), latent_dim=3, network_options={"hidden": [16]}, beta=50
+    )
+    with pytest.raises(CheckpointError, match=r"other options \(config\)"):
+        train(other, data, out=tmp_path, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match=r"other options \(data\)"):
+        train(small("beta_vae"), 255 - images, out=tmp_path, epochs=2, resume=True)
+
+
+def test_a_prior_is_refitted_to_new_latents_and_never_resumed_on_them(data, tmp_path):
+    common = {"progress": False, "device": "cpu", "batch_size": 32, "epochs": 1}
+    options = {"width": 8, "depth": 1, "heads": 1, **common}
+    model = small("vq_vae")
+    train(model, data, out=tmp_path, epochs=1)
+    first = vaezoo.fit_prior(model, data, out=tmp_path, **options)
+    train(model, data, out=tmp_path, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match="latents"):
+        vaezoo.fit_prior(model, data, out=tmp_path, resume=True, **options)
+    second = vaezoo.fit_prior(model, data, out=tmp_path, **options)
+    assert first.steps == second.steps > 0
+    assert second.history != first.history
+
+
+def test_an_early_stopped_run_stays_stopped(data, tmp_path):
+    options = {"epochs": 50, "lr": 1e-12, "patience": 2, "out": tmp_path}
+    stopped = train(small(), data, **options)
+    again = train(small(), data, resume=True, **options)
+    assert again.steps == stopped.steps < 50 * 7
+    assert_same(weights(again.model), weights(stopped.model))
+
+
+def test_state_is_written_within_an_epoch(data, tmp_path):
+    """With no time between checkpoints, a run that dies mid-epoch has the state of the step before."""
+    model = small()
+    model.losses = Crash(model, 5)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(model, data, out=tmp_path, checkpoint_seconds=0)
+    run = train(small(), data, out=tmp_path, resume=True)
+    assert run.steps == 21
+    whole = train(small(), data)
+    assert_same(weights(run.model), weights(whole.model))
+
+
+class Crash:
+    """A run that dies at a step."""
+
+    def __init__(self, model, step):
+        self.losses, self.step = model.losses, step
+
+    def __call__(self, x, progress):
+        if int(progress.step) == self.step and torch.is_grad_enabled():
+            raise RuntimeError("power cut")
+        return self.losses(x, progress)
+
+
+def test_a_refused_run_leaves_the_prior(data, tmp_path):
+    model = small("ae")
+    train(model, data, out=tmp_path, epochs=1)
+    vaezoo.fit_prior(model, data, components=2, device="cpu")
+    with pytest.raises(VaezooError, match="already holds a run"):
+        train(model, data, out=tmp_path)
+    assert model.prior is not None
+
+
+def test_weight_average_starts_after_the_initialisation(data):
+    """Of the k-means start, not of the random codebook before it."""
+    model = small("vq_vae2")
+    model = vaezoo.create("vq_vae", image_shape=(1, 8, 8), codes=8, code_dim=4, channels=4, ema=False)
+    started = []
+    initialize = model.initialize
+
+    def spy(x):
+        initialize(x)
+        started.append(model.codebook(0).vectors.detach().clone())
+
+    model.initialize = spy
+    train(model, data, epochs=1, lr=1e-9, weight_ema=0.999)
+    torch.testing.assert_close(model.codebook(0).vectors.detach(), started[0], rtol=0, atol=1e-4)
+
+
 def test_resume_refuses_other_options_and_an_empty_folder(data, tmp_path):
     with pytest.raises(CheckpointError, match="nothing to resume"):
         train(small(), data, out=tmp_path, resume=True)
     train(small(), data, out=tmp_path, epochs=1)
     with pytest.raises(CheckpointError, match=r"other options \(lr\)"):
         train(small(), data, out=tmp_path, epochs=1, lr=0.5, resume=True)
-    with pytest.raises(CheckpointError, match="does not belong to this model"):
+    with pytest.raises(CheckpointError, match=r"other options \(model, config\)"):
         train(small("conv_vae"), data, out=tmp_path, epochs=1, resume=True)
     with pytest.raises(VaezooError, match="already holds a run"):
         train(small(), data, out=tmp_path, epochs=1)
@@ -263,8 +345,9 @@ def test_weight_average_is_the_exponential_mean(data):
     train(plain, data, epochs=1)
     trail.append([p.detach().clone() for p in plain.parameters()])
     average = start
-    for parameters in trail[1:]:
-        average = [torch.lerp(a, p, 0.5) for a, p in zip(average, parameters)]
+    for step, parameters in enumerate(trail[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = [torch.lerp(a, p, 1 - decay) for a, p in zip(average, parameters)]
     for expected, found in zip(average, model.parameters()):
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
@@ -323,7 +406,7 @@ def test_a_group_without_a_loss_sits_out_and_groups_have_their_own_options():
 
     torch.manual_seed(0)
     module, z = TwoPlayers(), torch.randn(64, 3)
-    config = TrainConfig(epochs=1, batch_size=16, groups={"critic": {"lr": 0.0}}, log_steps=1)
+    config = TrainConfig(epochs=1, batch_size=16, groups={"critic": GroupConfig(lr=0.0)}, log_steps=1)
     before = weights(module)
     run = fit(module, Loader(_Latents(z), 16), Loader(_Latents(z), 16), config, progress=False)
     assert torch.equal(module.critic.weight, before["critic.weight"]), "lr=0 must keep the critic"
@@ -345,7 +428,7 @@ def test_groups_must_split_the_parameters():
     with pytest.raises(VaezooError, match="share or add"):
         make_optimizers(module, TrainConfig())
     with pytest.raises(VaezooError, match="groups names 'critc'"):
-        make_optimizers(TwoPlayers(), TrainConfig(groups={"critc": {}}))
+        make_optimizers(TwoPlayers(), TrainConfig(groups={"critc": GroupConfig()}))
 
 
 def test_bf16_trains_to_about_the_same_loss(data):
@@ -369,6 +452,10 @@ def test_wrong_shape_and_wrong_options(data):
         train(vaezoo.create("vae"), data)
     with pytest.raises(VaezooError, match="did you mean 'epochs'"):
         train(small(), data, epoch=3)
+    with pytest.raises(VaezooError, match="less than 1"):
+        train(small(), data, betas=(2, 0.9))
+    with pytest.raises(VaezooError, match="lrr"):
+        train(small(), data, groups={"model": {"lrr": 1}})
     with pytest.raises(VaezooError, match=r"lr=-1.*greater than 0"):
         train(small(), data, lr=-1)
     with pytest.raises(VaezooError, match="not to be had here"):

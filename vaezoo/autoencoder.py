@@ -41,6 +41,9 @@ __all__ = [
     "map_latent",
 ]
 
+#: Images that `sample` draws at a time, which bounds the memory of the prior and the decoder.
+SAMPLED_IMAGES = 256
+
 #: Pixels that `log_prob` decodes at a time, which bounds its memory whatever the number of samples.
 DECODED_PIXELS = 2**21
 
@@ -69,17 +72,24 @@ class Autoencoder(nn.Module):
     first, for hierarchies. All losses are in nats per image: summed over pixels and latents, averaged over
     the batch.
 
+    `represent`, `reconstruct`, `sample`, `interpolate`, `traverse` and `log_prob` run in eval mode and carry
+    no gradient; for gradients go through `encode`, `decode` and `losses`. There is no `forward`.
+
     Attributes:
         config: the frozen config; with the registered name it is the header of a checkpoint.
         prior: p(z), or None until one is fitted (`vaezoo.fit_prior`).
         paper: where the model comes from.
         default_prior: the prior that `fit_prior` fits when none is named; None where the model has its
-            prior from the start.
+            prior from the start, from `make_prior`.
+        recipes: options of `vaezoo.train` that go with this model, by the name of the data set ("*": any).
     """
 
     Config: ClassVar[type[AutoencoderConfig]] = AutoencoderConfig
     paper: ClassVar[str] = ""
     default_prior: ClassVar[str | None] = None
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "*": {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20}
+    }
 
     prior: Prior | None
 
@@ -130,7 +140,8 @@ class Autoencoder(nn.Module):
         return {"model": [p for p in self.parameters() if p not in fitted]}
 
     def make_prior(self) -> Prior | None:
-        """The model's own prior, or None where one has to be fitted after training."""
+        """The model's own prior, or None where one has to be fitted after training. A subclass that has one
+        sets `self.prior = self.make_prior()` when it is built."""
         return None
 
     def initialize(self, x: Tensor) -> None:
@@ -167,10 +178,9 @@ class Autoencoder(nn.Module):
         Raises:
             NotFittedError: the model has no prior yet.
         """
-        z = self.require_prior().sample(n, generator)
-        levels = z if isinstance(z, tuple) else (z,)
-        chunks = zip(*(level.split(256) for level in levels))
-        return torch.cat([self.decode(c if isinstance(z, tuple) else c[0]).mean for c in chunks])
+        prior = self.require_prior()
+        sizes = [min(SAMPLED_IMAGES, n - start) for start in range(0, n, SAMPLED_IMAGES)]
+        return torch.cat([self.decode(prior.sample(size, generator)).mean for size in sizes])
 
     @inference
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 8, spherical: bool = False) -> Tensor:
@@ -199,15 +209,14 @@ class Autoencoder(nn.Module):
     ) -> Tensor:
         """Images as one latent dimension moves and the others stay: [B, len(dims), steps, C, H, W].
 
-        z_d runs over represent(x)_d + [-span, span], so the middle image is the reconstruction. For code
-        grids d is a channel of the coarsest level, moved at every position.
+        z_d runs over represent(x)_d + [-span, span]. For code grids d is a channel of the coarsest level,
+        moved at every position.
 
         Args:
             x: images, [B, C, H, W].
             dims: latent dimensions; all of them by default.
-            span: half width of the range, one number or one for each entry of `dims`; with an N(0, I)
-                prior, 3 covers it.
-            steps: images along each dimension.
+            span: half width of the range, one number or one for each entry of `dims`.
+            steps: images along each dimension; an odd number has the reconstruction in the middle.
         """
         if steps < 2:
             raise VaezooError(f"traverse: steps={steps} is not valid, a walk has at least its 2 ends")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vaezoo.errors import VaezooError, unknown
 
@@ -19,7 +20,15 @@ class BaseConfig(BaseModel):
     Instances are immutable; unknown names, wrong types, NaN and values out of range are refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_json(cls, options: Any) -> Any:
+        """Lists, which is what JSON makes of tuples, and numpy's numbers are as good as Python's own."""
+        return {k: _plain(v) for k, v in options.items()} if isinstance(options, Mapping) else options
 
     @classmethod
     def parse(cls: type[C], options: Mapping[str, Any], where: str) -> C:
@@ -30,10 +39,20 @@ class BaseConfig(BaseModel):
             raise VaezooError("; ".join(_sentence(cls, e, where) for e in error.errors())) from None
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
 def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
     location = error["loc"]
     name = str(location[0]) if location else ""
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" and len(location) == 1:
         return unknown(f"option of {where}", name, cls.model_fields)
     if error["type"] == "missing" and len(location) == 1:
         return f"{where} needs the option '{name}'"
@@ -43,6 +62,8 @@ def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
     path = name + "".join(f"[{part}]" for part in location[1:])
     if error["type"] == "missing":
         return f"{where}: {path} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {path} is not an option"
     help_text = cls.model_fields[name].description if name in cls.model_fields else None
     meaning = f" ({name}: {help_text})" if help_text else ""
     return f"{where}: {path}={reprlib.repr(error['input'])} is not valid: {message}{meaning}"

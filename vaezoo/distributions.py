@@ -283,6 +283,53 @@ class DiscretizedLogisticMixture(Distribution):
         return torch.round((loc + scale * torch.logit(u)).clamp(0, 1) * 255) / 255
 
 
+class ContinuousBernoulli(Distribution):
+    """The Bernoulli form, normalised over [0, 1] (Loaiza-Ganem & Cunningham 2019), by its logit l:
+
+    log p(x) = x l - softplus(l) + log C(l),    C(l) = l / tanh(l / 2).
+
+    Written in l, it stays normalised where the probability, as torch's own class has it, rounds to 0 or 1.
+
+    Args:
+        logits: [B, C, H, W].
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.unit_interval
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """1 / (1 - exp(-l)) - 1 / l, [B, C, H, W]."""
+        small = self.logits.abs() < 0.1
+        away = torch.where(small, 1.0, self.logits)
+        series = 0.5 + self.logits / 12 - self.logits**3 / 720
+        return torch.where(small, series, 0.5 + 0.5 / torch.tanh(0.5 * away) - 1 / away)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of value in [0, 1]: [B, C, H, W] nats."""
+        small = self.logits.abs() < 0.1
+        away = torch.where(small, 1.0, self.logits)  # keep both branches finite, their gradients too
+        square = self.logits.square()
+        series = math.log(2) + torch.log1p(square / 12 - square.square() / 720)
+        log_c = torch.where(small, series, torch.log(away / torch.tanh(0.5 * away)))
+        return value * self.logits - F.softplus(self.logits) + log_c
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """[*sample_shape, B, C, H, W], by the inverse of the distribution function."""
+        shape = (*sample_shape, *self.logits.shape)
+        u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        small = self.logits.abs() < 1e-3
+        away = torch.where(small, 1.0, self.logits)
+        # x = log(1 + u (e^l - 1)) / l; for l > 0 by symmetry from the other side, where nothing overflows.
+        mirrored = -away.abs()
+        x = torch.log1p(u * torch.expm1(mirrored)) / mirrored
+        return torch.where(small, u, torch.where(away > 0, 1 - x, x))
+
+
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(-x)) for x > 0, accurate at both ends (Maechler 2012)."""
     small = x < math.log(2)

@@ -13,14 +13,15 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """No gradients and `eval()` inside; the mode is put back after."""
-    was_training = module.training
+    """No gradients and `eval()` inside; the mode of every submodule is put back after."""
+    training = [part for part in module.modules() if part.training]
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.train(was_training)
+        for part in training:
+            part.training = True
 
 
 def inference(method: Callable[..., Any]) -> Callable[..., Any]:

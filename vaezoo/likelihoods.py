@@ -14,14 +14,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Laplace as TorchLaplace
 
+from vaezoo.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from vaezoo.distributions import DiscretizedLogisticMixture
 from vaezoo.registry import Registry
 
-#: log-scales are kept within exp(±7), so that a likelihood of constant pixels stays finite.
+#: Scales that a decoder gives are kept within exp(±7), so that constant pixels stay finite.
 LOG_SCALE_RANGE = (-7.0, 7.0)
 
 
@@ -65,7 +65,7 @@ class ContinuousBernoulli(Likelihood):
     """Continuous Bernoulli: the Bernoulli form, normalised over [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
     def pixels(self, parameters: Tensor) -> Distribution:
-        return TorchContinuousBernoulli(logits=parameters, validate_args=False)
+        return ContinuousBernoulliDistribution(parameters)
 
 
 class Gaussian(Likelihood):
@@ -78,16 +78,20 @@ class Gaussian(Likelihood):
         self.register_buffer("log_scale", torch.tensor(math.log(scale)))
 
     def pixels(self, parameters: Tensor) -> Distribution:
-        scale = self.log_scale.clamp(*LOG_SCALE_RANGE).exp()
-        return Normal(parameters, scale.expand_as(parameters), validate_args=False)
+        return Normal(parameters, self.log_scale.exp().expand_as(parameters), validate_args=False)
 
 
-class GaussianLearned(Gaussian):
+class GaussianLearned(Likelihood):
     """Gaussian with one learned standard deviation for all pixels (sigma-VAE, Rybkin et al. 2021)."""
 
     def __init__(self, scale: float = 0.1) -> None:
-        super(Gaussian, self).__init__()
+        super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def pixels(self, parameters: Tensor) -> Distribution:
+        # A floor far below one grey level, so that constant pixels do not end in a division by zero.
+        scale = self.log_scale.exp() + math.exp(LOG_SCALE_RANGE[0])
+        return Normal(parameters, scale.expand_as(parameters), validate_args=False)
 
 
 class GaussianPixelwise(Likelihood):
@@ -104,8 +108,7 @@ class Laplace(Gaussian):
     """Laplace with one fixed scale: the absolute error, normalised."""
 
     def pixels(self, parameters: Tensor) -> Distribution:
-        scale = self.log_scale.clamp(*LOG_SCALE_RANGE).exp()
-        return TorchLaplace(parameters, scale.expand_as(parameters), validate_args=False)
+        return TorchLaplace(parameters, self.log_scale.exp().expand_as(parameters), validate_args=False)
 
 
 class LogisticMixture(Likelihood):

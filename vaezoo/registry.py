@@ -30,6 +30,7 @@ class Registry(Generic[T]):
         builtin: the names that ship with vaezoo.
         group: entry-point group through which installed packages add names.
         fault: says what is wrong with a class that is to be registered, or None.
+        how: the function that registers, in error messages.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Registry(Generic[T]):
         builtin: dict[str, str],
         group: str | None = None,
         fault: Callable[[Any], str | None] = lambda target: None,
+        how: str = "",
     ) -> None:
         self.kind = kind
         self.group = group
         self.fault = fault
+        self.how = how
         self._table: dict[str, str | T] = dict(builtin)
         self._plugins: dict[str, list[EntryPoint]] | None = None
 
@@ -89,8 +92,7 @@ class Registry(Generic[T]):
             if any(_imported(entry) is target for entry in plugins):
                 return name
         raise VaezooError(
-            f"{target.__qualname__} is not registered; "
-            f"call vaezoo.register('a_name', {target.__name__}) first"
+            f"{target.__qualname__} is not registered; call {self.how}('a_name', {target.__name__}) first"
         )
 
     def status(self, pattern: str = "*") -> Iterator[tuple[str, str, str | None]]:
@@ -154,25 +156,8 @@ MODELS: Registry[type[Autoencoder]] = Registry(
     },
     group="vaezoo.models",
     fault=_not_a_model,
+    how="vaezoo.register",
 )
-
-#: Training options per model and data set ("*": any), laid over the trainer's defaults.
-RECIPES: dict[tuple[str, str], dict[str, Any]] = {
-    ("ae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("beta_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("conv_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("vq_vae", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("vq_vae2", "*"): {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20},
-    ("transformer", "*"): {
-        "lr": 1e-3,
-        "lr_schedule": "cosine",
-        "lr_warmup_steps": 100,
-        "clip": 1.0,
-        "batch_size": 128,
-        "epochs": 10,
-    },
-}
 
 
 def create(name: str, **options: Any) -> Autoencoder:
@@ -194,21 +179,15 @@ def list_models(pattern: str = "*") -> list[str]:
     return MODELS.names(pattern)
 
 
-def register(name: str, model: type[Autoencoder], recipes: dict[str, dict[str, Any]] | None = None) -> None:
-    """Add a model class, with recipes per data set ("*": any). An installed package uses the entry-point
-    group `vaezoo.models` instead and needs no call."""
+def register(name: str, model: type[Autoencoder]) -> None:
+    """Add a model class. An installed package uses the entry-point group `vaezoo.models` instead and needs no
+    call."""
     MODELS.register(name, model)
-    for data, options in (recipes or {}).items():
-        RECIPES[name, data] = options
-
-
-def recipe(model: str, data: str) -> dict[str, Any]:
-    """Training options that belong to this model on this data set."""
-    return {**RECIPES.get((model, "*"), {}), **RECIPES.get((model, data), {})}
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a model is: paper, summary, prior, options (name, type, default, limits, meaning) and recipes."""
+    """What a model is: paper, summary, the prior that is fitted after training,
+    options (name, type, default, limits, meaning) and recipes."""
     from vaezoo.config import describe_fields
 
     model = MODELS.get(name)
@@ -219,7 +198,7 @@ def describe(name: str) -> dict[str, Any]:
         "summary": summary,
         "details": rest.strip(),
         "paper": model.paper,
-        "prior": model.default_prior or "standard_normal",
+        "prior": model.default_prior or "its own",
         "options": describe_fields(model.Config),
-        "recipes": {data: options for (owner, data), options in RECIPES.items() if owner == name},
+        "recipes": model.recipes,
     }

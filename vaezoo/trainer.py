@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -36,11 +37,22 @@ from vaezoo.inference import evaluation_mode
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, reseed, seeded
-from vaezoo.registry import MODELS, recipe
+from vaezoo.registry import MODELS
 
 STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
-INITIALIZATION_IMAGES = 1024
+INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class GroupConfig(BaseConfig):
+    """Options of one parameter group, where they differ from the run's."""
+
+    lr: float | None = Field(None, ge=0, description="learning rate")
+    betas: tuple[Beta, Beta] | None = Field(None, description="Adam's decay rates")
+    weight_decay: float | None = Field(None, ge=0, description="decoupled weight decay")
 
 
 class TrainConfig(BaseConfig):
@@ -53,9 +65,9 @@ class TrainConfig(BaseConfig):
         "constant", description="constant, or a half cosine down to 0 at the end of the run"
     )
     lr_warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Adam's decay rates")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
-    groups: dict[str, dict[str, Any]] = Field(
+    groups: dict[str, GroupConfig] = Field(
         {}, description="lr, betas or weight_decay of single parameter groups, by the group's name"
     )
     clip: PositiveFloat | None = Field(
@@ -118,7 +130,7 @@ def train(
     """Train a model.
 
     A prior that was fitted to the model's latents before is dropped, since the latents change; the model goes
-    back to its own.
+    back to its own. On the CPU, denormal numbers are flushed to zero from then on, in the whole process.
 
     Args:
         model: any model of the zoo; trained in place.
@@ -137,18 +149,19 @@ def train(
     images = load_data(data, device=device)
     check_shape(model, images)
     name = MODELS.name_of(type(model))
-    config = TrainConfig.parse({**recipe(name, images.name), **options}, f"train {name}")
+    config = TrainConfig.parse({**recipe(model, images.name), **options}, f"train {name}")
+    loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
+    folder = _open_folder(out, resume)
     if model.prior is not None and model.prior.fitted:
         model.prior = model.make_prior()
     model.to(device)
-    loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
-    folder = _open_folder(out, resume)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
     if folder is not None and not resume:
         write_text(folder / "run.json", json.dumps(header, indent=1) + "\n")
 
     def start() -> None:
-        count = min(INITIALIZATION_IMAGES, len(images.train))
+        pixels = math.prod(images.image_shape)
+        count = min(INITIALIZATION_IMAGES, len(images.train), max(1, INITIALIZATION_PIXELS // pixels))
         with seeded(derive(config.seed, "initialize"), device):
             model.initialize(next(Loader(images.train, count, seed=config.seed).epoch(0)))
 
@@ -163,6 +176,12 @@ def train(
         title=name,
         progress=progress,
         header=header,
+        identity={
+            "model": header["model"],
+            "config": header["config"],
+            "data": header["info"]["data"]["fingerprint"],
+        },
+        how_to_resume=f"train(..., resume=True), or `vaezoo train --resume {folder}`",
     )
     model.eval()
     return run
@@ -186,7 +205,7 @@ def fit_prior(
         data: as in `train`.
         prior: name of the prior; by default the model's `default_prior`, else "gaussian_mixture".
         out: the model's run folder, in which the weights are written anew with their prior, and the state of
-            the prior's own training under prior/.
+            the prior's own training under prior/, in place of an earlier one.
         resume: go on with the prior's training in `out`.
         device: as in `train`.
         progress: as in `train`.
@@ -208,7 +227,7 @@ def fit_prior(
         {k: v for k, v in options.items() if k in fields}, f"prior '{prior_name}'"
     )
     config = TrainConfig.parse(
-        {**recipe(prior_name, images.name), **{k: v for k, v in options.items() if k not in fields}},
+        {**recipe(prior_class, images.name), **{k: v for k, v in options.items() if k not in fields}},
         f"fit-prior {prior_name}",
     )
     with seeded(derive(config.seed, "prior"), device):
@@ -222,7 +241,7 @@ def fit_prior(
         run = Run(module)
     else:
         validation_latents = encode_all(model, images.validation, config)
-        folder = _open_folder(Path(out) / "prior" if out is not None else None, resume)
+        folder = _open_folder(Path(out) / "prior" if out is not None else None, resume, replace=True)
         run = fit(
             module,
             Loader(_Latents(train_latents), config.batch_size, seed=config.seed),
@@ -232,6 +251,12 @@ def fit_prior(
             resume=resume,
             title=prior_name,
             progress=progress,
+            identity={
+                "prior": prior_name,
+                "config": prior_config.model_dump(mode="json"),
+                "latents": _fingerprint(train_latents),
+            },
+            how_to_resume=f"fit_prior(..., resume=True), or `vaezoo fit-prior {out} --resume`",
         )
     module.fitted = True
     model.prior = module.eval()
@@ -253,8 +278,25 @@ def fit(
     title: str = "",
     progress: bool | None = None,
     header: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    how_to_resume: str = "",
 ) -> Run:
-    """The loop. All randomness of a step comes from (seed, step), so that a run can go on from any step."""
+    """The loop. All randomness of a step comes from (seed, step), so that a run can go on from any step.
+
+    Args:
+        module: an `Autoencoder` or a `Prior`.
+        loader: batches of the training split.
+        validation: batches of the validation split.
+        config: the options.
+        start: called before the first step of a run that is not resumed.
+        folder: where the state and the log are written.
+        resume: go on from the state in `folder`.
+        title: name of the progress bar.
+        progress: show it; None: on a terminal.
+        header: of the file of the best weights; None: do not write one.
+        identity: what a resumed run must have in common with its state.
+        how_to_resume: for the message of an interrupted run.
+    """
     device = next(module.parameters()).device
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # as activations die, denormals make steps up to 45% slower
@@ -270,17 +312,22 @@ def fit(
         terms = {name: value.detach() for loss in losses.values() for name, value in loss.terms.items()}
         return total, {"loss": total.detach(), **terms}, tuple(losses)
 
-    training_objective = torch.compile(objective) if config.compile else objective
-    average = {n: p.detach().clone() for n, p in module.named_parameters()} if config.weight_ema else {}
+    training_objective = objective
+    if config.compile:
+        torch.compiler.reset()  # the limit of recompilations counts all runs of a process together
+        training_objective = torch.compile(objective)
 
     run = Run(module, folder=folder)
     log = Log(folder, run, config.log_steps)
-    best: dict[str, Tensor] = {}
+    state = State(module, optimizers, {}, {}, run, log)
     if resume and folder is not None:
-        best.update(_restore(folder, run, module, optimizers, average, log, config))
+        state.restore(folder, config, identity)
     else:
         start()
+        if config.weight_ema is not None:
+            state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
     epochs_since_best = (run.steps - run.best_step) // loader.steps_per_epoch
+    stop = config.patience is not None and epochs_since_best >= config.patience
     last_checkpoint = time.monotonic()
     first_step, seconds = run.steps, 0.0
     module.train()
@@ -292,9 +339,9 @@ def fit(
         unit="step",
         disable=not progress if progress is not None else None,
     )
-    with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(folder, best, header):
+    with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(state, folder, header):
         batches: Iterator[Any] = iter(())
-        for step in range(run.steps, total_steps):
+        for step in range(run.steps, total_steps if not stop else run.steps):
             began = time.monotonic()
             epoch, position = divmod(step, loader.steps_per_epoch)
             if position == 0 or step == first_step:
@@ -314,19 +361,21 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * lr_factor(step, total_steps, config)
                 optimizer.step()
-            if average:
+            if config.weight_ema is not None:
+                # The decay rises with the steps, so that a short run is not left with its starting weights.
+                decay = min(config.weight_ema, (1 + step) / (10 + step))
                 parameters = [p.detach() for p in module.parameters()]
-                torch._foreach_lerp_(list(average.values()), parameters, 1 - cast(float, config.weight_ema))
+                torch._foreach_lerp_(list(state.average.values()), parameters, 1 - decay)
 
             run.steps = step + 1
-            seconds += time.monotonic() - began
-            bar.update()
             end_of_epoch = position == loader.steps_per_epoch - 1
             log.add(terms, epoch, end_of_epoch)
+            seconds += time.monotonic() - began  # after the log, whose reading back waits for the device
+            bar.update()
             bar.set_postfix_str(log.summary, refresh=False)
 
             if end_of_epoch:
-                with _swapped(module, average):
+                with _swapped(module, state.average):
                     losses = validate(module, validation, objective, total_steps, config.seed)
                     if not math.isfinite(losses["loss"]):
                         raise TrainingError(
@@ -342,25 +391,24 @@ def fit(
                     )
                     if losses["loss"] < run.best_loss:
                         run.best_loss, run.best_step, epochs_since_best = losses["loss"], run.steps, 0
-                        best.update({n: t.detach().clone() for n, t in module.state_dict().items()})
+                        state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
                     else:
                         epochs_since_best += 1
             stop = config.patience is not None and epochs_since_best >= config.patience
-            due = end_of_epoch and time.monotonic() - last_checkpoint >= config.checkpoint_seconds
+            due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
-                _write_state(folder, run, module, optimizers, average, best, log, epoch, config)
-                if best and header is not None:
-                    write_tensors(folder / WEIGHTS, best, header)
+                state.write(folder, config, identity)
+                state.write_best(folder, header)
                 last_checkpoint = time.monotonic()
             if interrupted():
-                where = f"; go on with resume=True (`vaezoo train --resume {folder}`)" if folder else ""
+                where = f"; go on with {how_to_resume}" if folder else ""
                 raise KeyboardInterrupt(f"stopped after step {run.steps} of {total_steps}{where}")
             if stop:
                 break
 
     run.images_per_second = (run.steps - first_step) * loader.batch_size / seconds if seconds else 0.0
-    if best:
-        module.load_state_dict(best)
+    if state.best:
+        module.load_state_dict(state.best)
     return run
 
 
@@ -383,12 +431,9 @@ def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.o
             raise VaezooError(f"groups names '{name}', but the parameter groups are {', '.join(groups)}")
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, parameters in groups.items():
-        options = {
-            "lr": config.lr,
-            "betas": config.betas,
-            "weight_decay": config.weight_decay,
-            **config.groups.get(name, {}),
-        }
+        common = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        own_options = config.groups[name].model_dump(exclude_none=True) if name in config.groups else {}
+        options = {**common, **own_options}
         optimizers[name] = torch.optim.AdamW(parameters, fused=True, **options)
         for group in optimizers[name].param_groups:
             group["initial_lr"] = group["lr"]
@@ -425,48 +470,50 @@ class Log:
 
     def __init__(self, folder: Path | None, run: Run, interval: int) -> None:
         self.folder, self.run, self.interval = folder, run, interval
-        self.names: tuple[str, ...] = ()
-        self.rows: list[Tensor] = []
+        # By term, since a group that sits out a step has no terms there.
+        self.values: dict[str, list[Tensor]] = {}
+        self.steps: dict[str, list[int]] = {}
+        self.epoch = 0
         self.summary = ""
 
     def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> None:
         """Take the terms of one step; at the end of an interval write their means."""
-        if tuple(terms) != self.names:  # a group that sits out some steps changes the terms
-            self._write(epoch)
-            self.names = tuple(terms)
-        self.rows.append(torch.stack([value.float() for value in terms.values()]))
+        self.epoch = epoch
+        for name, value in terms.items():
+            self.values.setdefault(name, []).append(value)
+            self.steps.setdefault(name, []).append(self.run.steps - 1)
         if end_of_epoch or self.run.steps % self.interval == 0:
-            self._write(epoch)
+            means = {name: float(values.mean()) for name, values in self.pending().items()}
+            self.values, self.steps = {}, {}
+            logged = {f"train/{name}": value for name, value in means.items()}
+            self.line({"step": self.run.steps, "epoch": epoch + 1, **logged})
+            self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
 
-    def pending(self, epoch: int) -> Tensor:
-        """Terms of the steps since the last line, checked, [steps, terms]."""
-        rows = torch.stack(self.rows).cpu() if self.rows else torch.empty(0, len(self.names))
-        finite = rows.isfinite()
-        if not finite.all():
-            row = int((~finite.all(1)).nonzero()[0])
-            # The total comes first and follows the others into NaN; the culprit is the first of the others.
-            wrong = [name for name, good in zip(self.names, finite[row].tolist()) if not good]
-            name = wrong[min(1, len(wrong) - 1)]
+    def pending(self) -> dict[str, Tensor]:
+        """The terms since the last line, float64 on the CPU; raises at the first that is not finite."""
+        if not self.values:
+            return {}
+        flat = torch.cat([torch.stack(values).double() for values in self.values.values()]).cpu()
+        found = dict(zip(self.values, flat.split([len(values) for values in self.values.values()])))
+        wrong = [
+            (self.steps[name][int(row)], name == "loss", name, float(values[row]))
+            for name, values in found.items()
+            for row in (~values.isfinite()).nonzero()[:1]
+        ]
+        if wrong:
+            # The total follows its terms into NaN: of one step's, it is named last.
+            step, _, name, value = min(wrong)
             raise TrainingError(
-                f"loss term '{name}' became {rows[row, self.names.index(name)].item()} at step "
-                f"{self.run.steps - len(rows) + row} (epoch {epoch + 1}){_last_good(self.folder, self.run)}"
+                f"loss term '{name}' became {value} at step {step} (epoch {self.epoch + 1})"
+                f"{_last_good(self.folder, self.run)}"
             )
-        return rows
+        return found
 
     def line(self, entry: dict[str, Any]) -> None:
         self.run.history.append(entry)
         if self.folder is not None:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-
-    def _write(self, epoch: int) -> None:
-        if self.rows:
-            means = dict(zip(self.names, self.pending(epoch).double().mean(0).tolist()))
-            self.rows = []
-            self.line(
-                {"step": self.run.steps, "epoch": epoch + 1, **{f"train/{k}": v for k, v in means.items()}}
-            )
-            self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
 
 
 @contextmanager
@@ -490,15 +537,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _kept_on_failure(
-    folder: Path | None, best: Mapping[str, Tensor], header: Mapping[str, Any] | None
-) -> Iterator[None]:
+def _kept_on_failure(state: State, folder: Path | None, header: Mapping[str, Any] | None) -> Iterator[None]:
     """A run that fails inside leaves the best weights so far in its folder."""
     try:
         yield
     except TrainingError:
-        if folder is not None and best and header is not None:
-            write_tensors(folder / WEIGHTS, best, header)
+        if folder is not None:
+            state.write_best(folder, header)
         raise
 
 
@@ -529,105 +574,123 @@ def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any
 # --- State ----------------------------------------------------------------------------------------------
 
 
-def _write_state(
-    folder: Path,
-    run: Run,
-    module: nn.Module,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    average: Mapping[str, Tensor],
-    best: Mapping[str, Tensor],
-    log: Log,
-    epoch: int,
-    config: TrainConfig,
-) -> None:
-    """All that the next step depends on, in one file: weights, optimisers, average, best weights, step."""
-    tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
-    tensors |= {f"average.{name}": t for name, t in average.items()}
-    tensors |= {f"best.{name}": t for name, t in best.items()}
-    for group, optimizer in optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{group}.{index}.{name}": t for name, t in state.items()}
-    tensors["log"] = log.pending(epoch)
-    header = {
-        "schema": SCHEMA,
-        "log_names": log.names,
-        "step": run.steps,
-        "best_step": run.best_step,
-        "best_loss": run.best_loss if math.isfinite(run.best_loss) else None,
-        "train": config.model_dump(mode="json"),
-    }
-    write_tensors(folder / STATE, tensors, header)
-
-
-def _restore(
-    folder: Path,
-    run: Run,
-    module: nn.Module,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    average: dict[str, Tensor],
-    log: Log,
-    config: TrainConfig,
-) -> dict[str, Tensor]:
-    """Put the state back as it was written; returns the best weights."""
-    path = folder / STATE
-    if not path.exists():
-        raise CheckpointError(f"nothing to resume: {path} does not exist")
-    header = read_header(path)
-    changed = [
-        name
-        for name, value in config.model_dump(mode="json").items()
-        if name not in _FREE_TO_CHANGE and value != header.get("train", {}).get(name)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{folder} was trained with other options ({', '.join(changed)}), so it cannot be resumed with "
-            "these; resume with the same ones or start in another folder"
-        )
-    tensors = read_tensors(path, next(module.parameters()).device)
-    try:
-        module.load_state_dict(_with_prefix(tensors, "model."))
-        average.update(_with_prefix(tensors, "average."))
-        for group, optimizer in optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
-                index, _, name = key.partition(".")
-                state.setdefault(int(index), {})[name] = tensor
-            optimizer.load_state_dict(
-                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-            )
-        run.steps, run.best_step = int(header["step"]), int(header["best_step"])
-        log.names, log.rows = tuple(header["log_names"]), list(tensors["log"])
-        run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} does not belong to this model: {error}") from None
-    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
-    run.history = [entry for entry in map(json.loads, lines) if entry["step"] <= run.steps]
-    write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
-    return _with_prefix(tensors, "best.")
-
-
 #: Options that a resumed run may change, because no step depends on them.
 _FREE_TO_CHANGE = ("epochs", "patience", "checkpoint_seconds", "workers", "log_steps", "compile")
+
+
+@dataclass
+class State:
+    """All that the next step depends on, so that it fits into one file.
+
+    Attributes:
+        module: what is trained.
+        optimizers: by parameter group.
+        average: averaged weights, if they are kept.
+        best: state dict of the best validation loss so far.
+        run: counts.
+        log: terms that are not written yet.
+    """
+
+    module: nn.Module
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    average: dict[str, Tensor]
+    best: dict[str, Tensor]
+    run: Run
+    log: Log
+
+    def write(self, folder: Path, config: TrainConfig, identity: Mapping[str, Any] | None) -> None:
+        run = self.run
+        tensors = {f"model.{name}": t for name, t in self.module.state_dict().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        tensors |= {f"log.{name}": t for name, t in self.log.pending().items()}
+        for group, optimizer in self.optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{group}.{index}.{name}": t for name, t in values.items()}
+        header = {
+            "schema": SCHEMA,
+            "step": run.steps,
+            "best_step": run.best_step,
+            "best_loss": run.best_loss if math.isfinite(run.best_loss) else None,
+            "log": self.log.steps,
+            "train": config.model_dump(mode="json"),
+            "identity": identity,
+        }
+        write_tensors(folder / STATE, tensors, header)
+
+    def write_best(self, folder: Path, header: Mapping[str, Any] | None) -> None:
+        if self.best and header is not None:
+            write_tensors(folder / WEIGHTS, self.best, header)
+
+    def restore(self, folder: Path, config: TrainConfig, identity: Mapping[str, Any] | None) -> None:
+        """Put everything back as it was written, or say why it cannot be."""
+        path = folder / STATE
+        if not path.exists():
+            raise CheckpointError(f"nothing to resume: {path} does not exist")
+        header = read_header(path)
+        _refuse_changes(folder, header, config, identity)
+        tensors = read_tensors(path, next(self.module.parameters()).device)
+        run = self.run
+        try:
+            self.module.load_state_dict(_with_prefix(tensors, "model."))
+            if config.weight_ema is not None:  # in the order of the parameters, which a file does not keep
+                self.average = {n: tensors[f"average.{n}"] for n, _ in self.module.named_parameters()}
+            self.best = _with_prefix(tensors, "best.")
+            for group, optimizer in self.optimizers.items():
+                values: dict[int, dict[str, Tensor]] = {}
+                for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
+                    index, _, name = key.partition(".")
+                    values.setdefault(int(index), {})[name] = tensor
+                optimizer.load_state_dict(
+                    {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
+                )
+            run.steps, run.best_step = int(header["step"]), int(header["best_step"])
+            run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
+            self.log.steps = header["log"]
+            self.log.values = {name: list(tensors[f"log.{name}"]) for name in header["log"]}
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} does not belong to this model: {error}") from None
+        lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+        run.history = [entry for entry in map(json.loads, lines) if entry["step"] <= run.steps]
+        write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+
+
+def _refuse_changes(
+    folder: Path, header: Mapping[str, Any], config: TrainConfig, identity: Mapping[str, Any] | None
+) -> None:
+    """A run that goes on with another model, other data or other options is not the same run."""
+    options = json.loads(config.model_dump_json())
+    was: dict[str, Any] = header.get("train") or {}
+    changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
+    now = json.loads(json.dumps(identity or {}))
+    changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{folder} was begun with other options ({', '.join(changed)}), so it cannot be resumed with "
+            "these; resume with the same ones, or start anew"
+        )
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
+def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) -> Path | None:
+    """The run folder; one that holds a run is refused unless that is resumed or replaced."""
     if out is None:
         if resume:
             raise VaezooError("resume=True needs the run folder: train(..., out=folder, resume=True)")
         return None
     folder = Path(out)
-    if not resume and (folder / STATE).exists():
+    if not resume and not replace and (folder / STATE).exists():
         raise VaezooError(
             f"{folder} already holds a run; go on with resume=True (on the command line: --resume), "
             "or choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        (folder / METRICS).unlink(missing_ok=True)
+        for name in (STATE, METRICS):
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 
@@ -639,6 +702,11 @@ def _last_good(folder: Path | None, run: Run) -> str:
 
 
 # --- Data -----------------------------------------------------------------------------------------------
+
+
+def recipe(owner: Any, data: str) -> dict[str, Any]:
+    """Options that go with a model or prior on a data set."""
+    return {**owner.recipes.get("*", {}), **owner.recipes.get(data, {})}
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -678,6 +746,14 @@ def encode_all(model: Autoencoder, split: Split, config: TrainConfig) -> Latent:
     with evaluation_mode(model), seeded(derive(config.seed, "latents"), device):
         batches = [map_latent(compact, model.latents(batch)) for batch in loader.epoch(0)]
     return map_latent(lambda *parts: torch.cat(parts), *batches)
+
+
+def _fingerprint(latents: Latent) -> str:
+    """Sixteen hex digits that identify latents."""
+    digest = hashlib.sha256()
+    for level in latents if isinstance(latents, tuple) else (latents,):
+        digest.update(level.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Latents:

@@ -62,6 +62,14 @@ def test_capacity_rises_linearly_and_stays():
         torch.testing.assert_close(loss.total, expected)
 
 
+def test_warmup_weighs_the_whole_penalty():
+    """w beta |rate - C|, not beta |w rate - C|, which would drive the rate to C / w."""
+    model = vaezoo.create("beta_vae", beta=10, capacity=25, capacity_steps=1, kl_warmup_steps=200)
+    loss = losses(model, testing.images(model), at(50))
+    expected = loss.terms["distortion"] + 0.25 * 10 * (loss.terms["rate"] - 25).abs()
+    torch.testing.assert_close(loss.total, expected)
+
+
 def test_kl_warmup():
     model = vaezoo.create("vae", kl_warmup_steps=200)
     x = testing.images(model)

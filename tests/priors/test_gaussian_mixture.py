@@ -46,6 +46,15 @@ def test_samples_have_the_moments_of_the_latents(latents):
     torch.testing.assert_close(z.T.cov(), latents.T.cov(), rtol=0.03, atol=0.03)
 
 
+def test_the_latents_to_fit_on_are_drawn_not_the_first():
+    """Data that come sorted by class would otherwise be fitted on their first classes alone."""
+    z = torch.cat([torch.zeros(500, 2), torch.full((500, 2), 100.0)]).double()
+    z += torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    prior = make(dim=2, components=2, max_latents=500)
+    prior.fit(z, seed=0)
+    assert (prior.log_prob(z[500:]) > -20).all()
+
+
 def test_density_integrates_to_one():
     prior = make(dim=1, components=2)
     prior.means.copy_(torch.tensor([[-1.0], [2.0]]))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vaezoo.data.splits import Factor, ImageData, ResidentSplit, Share, assemble
@@ -37,7 +38,7 @@ CHUNK = 2**24
 def image_file(
     seed: int = 0,
     *,
-    path: Path,
+    path: Annotated[Path, Field(strict=False)],
     layout: Layout | None = None,
     factors: dict[str, Kind] | None = None,
     validation: Share = 0.1,

@@ -23,7 +23,7 @@ T = TypeVar("T")
 def image_folder(
     seed: int = 0,
     *,
-    path: Path,
+    path: Annotated[Path, Field(strict=False)],
     size: Annotated[int, Field(ge=1)] | None = None,
     channels: Literal[1, 3] = 3,
     skip_broken: bool = False,

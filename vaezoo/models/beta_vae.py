@@ -35,4 +35,5 @@ class BetaVAE(VAE):
 
     def penalty(self, rate: Tensor, progress: Progress) -> Tensor:
         capacity = self.config.capacity * progress.ramp(self.config.capacity_steps)
-        return self.config.beta * super().penalty(rate, progress).sub(capacity).abs()
+        weight = self.config.beta * progress.ramp(self.config.kl_warmup_steps)
+        return weight * (rate.mean() - capacity).abs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -21,16 +20,9 @@ class Residual(nn.Module):
         return h + self.conv1(F.relu(self.conv3(F.relu(h))))
 
 
-class ReLU(nn.Module):
-    """Not in place, so that residual inputs survive."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        return F.relu(h)
-
-
 def halvings(factor: int) -> int:
     """How many stride-2 layers make `factor`, a power of two."""
-    return int(math.log2(factor))
+    return factor.bit_length() - 1
 
 
 def grid_encoder(inputs: int, channels: int, hidden: int, blocks: int, factor: int) -> nn.Sequential:
@@ -39,9 +31,9 @@ def grid_encoder(inputs: int, channels: int, hidden: int, blocks: int, factor: i
     widths = [inputs, *[channels // 2] * (steps - 1), channels]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 4, 2, 1), ReLU()]
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
     layers.append(nn.Conv2d(channels, channels, 3, 1, 1))
-    return nn.Sequential(*layers, *(Residual(channels, hidden) for _ in range(blocks)), ReLU())
+    return nn.Sequential(*layers, *(Residual(channels, hidden) for _ in range(blocks)), nn.ReLU())
 
 
 def grid_decoder(
@@ -53,5 +45,5 @@ def grid_decoder(
     layers: list[nn.Module] = [nn.Conv2d(inputs, channels, 3, 1, 1)]
     layers += [Residual(channels, hidden) for _ in range(blocks)]
     for before, after in pairwise(widths):
-        layers += [ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+        layers += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
     return nn.Sequential(*layers)

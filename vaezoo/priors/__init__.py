@@ -10,6 +10,7 @@ PRIORS: Registry[type[Prior]] = Registry(
         "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
         "transformer": "vaezoo.priors.transformer:TransformerPrior",
     },
+    how="vaezoo.priors.PRIORS.register",
 )
 
 __all__ = ["PRIORS", "LatentShape", "Prior"]

@@ -38,6 +38,9 @@ class Prior(nn.Module):
     Config: ClassVar[type[BaseConfig]] = BaseConfig
     paper: ClassVar[str] = ""
 
+    #: Options of `vaezoo.fit_prior` that go with this prior, by the name of the data set ("*": any).
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+
     #: Fitted to the latents of a trained model (`vaezoo.fit_prior`), rather than trained with the model.
     fitted: bool = False
 

@@ -10,6 +10,7 @@ from vaezoo.config import BaseConfig
 from vaezoo.distributions import LOG_2PI, Latent
 from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.random import generator as make_generator
 
 
 class GaussianMixture(Prior):
@@ -45,7 +46,8 @@ class GaussianMixture(Prior):
             raise VaezooError(
                 f"gaussian_mixture: {self.config.components} components cannot be fitted to {len(z)} latents"
             )
-        latents = z[: self.config.max_latents].double().cpu().numpy()
+        chosen = torch.randperm(len(z), generator=make_generator(seed, "cpu"))[: self.config.max_latents]
+        latents = z[chosen.to(z.device)].double().cpu().numpy()
         # The regulariser is relative to the latents' own scale, which for an AE is anybody's guess.
         estimator = Estimator(
             self.config.components,

@@ -20,9 +20,9 @@ class StandardNormal(Prior):
 
     def __init__(self, config: BaseConfig, latent: LatentShape) -> None:
         super().__init__(config, latent)
-        if latent.codes is not None:
+        if latent.codes is not None or len(latent.shapes) != 1 or len(latent.shapes[0]) != 1:
             raise VaezooError(
-                f"standard_normal is a prior over real vectors, but this model's latent is a {latent}"
+                f"standard_normal is a prior over one real vector, but this model's latent is a {latent}"
             )
         self.register_buffer("zeros", torch.zeros(latent.shapes[0]), persistent=False)
 
