@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import vaezoo
+from vaezoo import testing
 from vaezoo.distributions import code_counts, perplexity
 from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
 from vaezoo.evaluation.features import pixel_features
@@ -34,4 +37,36 @@ def test_every_pure_function_stays_on_the_device() -> None:
                 a, torch.zeros(50, 2, dtype=torch.long, device="cuda"), (3, 4)
             ),
         ]
+    assert {output.device.type for output in outputs} == {"cuda"}
+
+
+@pytest.mark.parametrize("name", vaezoo.list_models())
+def test_metrics_of_every_model_stay_on_the_device(name: str) -> None:
+    """What `evaluate` computes from a model's images, reconstructions, samples and latents."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = vaezoo.create(name).eval()
+        if model.prior is None:
+            testing.attach_prior(model)
+        x = torch.rand(6, 1, 28, 28, device="cuda")
+        with torch.no_grad():
+            q = model.encode(x)
+        reconstruction_, generated = model.reconstruct(x), model.sample(6)
+        features = pixel_features((1, 28, 28))
+        fakes, reals = features.extract(generated), features.extract(x)
+        outputs = [
+            reconstruction.mse(x, reconstruction_),
+            reconstruction.psnr(x, reconstruction_),
+            reconstruction.ssim(x, reconstruction_),
+            model.distortion(x, q.sample()),
+            sampling.frechet_distance(*sampling.moments(fakes), *sampling.moments(reals)),
+            *sampling.precision_recall(reals, fakes),
+        ]
+        if not q.deterministic:
+            outputs += [model.rate(q, q.sample()), latents.active_units(q.mean)]
+        if model.latent.codes is not None:
+            z = q.draw()
+            levels = z if isinstance(z, tuple) else (z,)
+            outputs += [perplexity(code_counts(level, model.latent.codes)) for level in levels]
+            outputs.append(model.log_prob(x))
     assert {output.device.type for output in outputs} == {"cuda"}
