@@ -113,7 +113,7 @@ def test_list_models_by_pattern():
     assert vaezoo.list_models("*vq*") == ["vq_vae", "vq_vae2"]
     assert vaezoo.list_models("?ae") == ["vae"]
     assert vaezoo.list_models("nothing*") == []
-    builtin = {"ae", "beta_vae", "conv_vae", "vae", "vq_vae", "vq_vae2"}
+    builtin = {"ae", "beta_tc_vae", "beta_vae", "conv_vae", "factor_vae", "vae", "vq_vae", "vq_vae2"}
     assert builtin <= set(vaezoo.list_models())
     assert vaezoo.list_models() == sorted(vaezoo.list_models())
 

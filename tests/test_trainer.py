@@ -16,7 +16,7 @@ from vaezoo.objective import Loss, Progress
 from vaezoo.random import seeded
 from vaezoo.trainer import METRICS, STATE, GroupConfig, TrainConfig, encode_all, lr_factor, make_optimizers
 
-MODELS = ["ae", "vae", "beta_vae", "conv_vae", "vq_vae", "vq_vae2"]
+MODELS = ["ae", "vae", "beta_vae", "beta_tc_vae", "factor_vae", "conv_vae", "vq_vae", "vq_vae2"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def data(images):
 def small(name="vae", seed=0):
     torch.manual_seed(seed)
     tiny = {
+        "factor_vae": {"discriminator_width": 16, "discriminator_depth": 2},
         "conv_vae": {"network_options": {"channels": [4, 4], "hidden": 8}},
         "vq_vae": {"codes": 8, "code_dim": 4, "channels": 4, "residual_channels": 2},
         "vq_vae2": {"codes": 8, "code_dim": 4, "channels": 4, "residual_channels": 2},

@@ -150,6 +150,8 @@ MODELS: Registry[type[Autoencoder]] = Registry(
         "ae": "vaezoo.models.ae:AE",
         "vae": "vaezoo.models.vae:VAE",
         "beta_vae": "vaezoo.models.beta_vae:BetaVAE",
+        "beta_tc_vae": "vaezoo.models.beta_tc_vae:BetaTCVAE",
+        "factor_vae": "vaezoo.models.factor_vae:FactorVAE",
         "conv_vae": "vaezoo.models.conv_vae:ConvVAE",
         "vq_vae": "vaezoo.models.vq_vae:VQVAE",
         "vq_vae2": "vaezoo.models.vq_vae2:VQVAE2",
