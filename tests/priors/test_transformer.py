@@ -41,6 +41,14 @@ def test_causal_without_a_blind_spot(shapes):
         assert (changed[j + 1 :] != base[j + 1 :]).any(1).all(), f"a position after {j} does not see code {j}"
 
 
+def test_neighbours():
+    """Of each position: the one before, the one above, the coarser one under it; 0 where there is none."""
+    before, above, under = make(((1, 2), (2, 4)), codes=3).neighbours
+    assert before.tolist() == list(range(10))
+    assert above.tolist() == [0, 0, 0, 0, 0, 0, 3, 4, 5, 6]
+    assert under.tolist() == [0, 0, 1, 1, 2, 2, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(("shapes", "codes"), [(((3, 3),), 2), (((2, 2),), 4), (((1, 2), (2, 2)), 3)])
 def test_probabilities_of_all_grids_sum_to_one(shapes, codes):
     model = make(shapes, codes)
@@ -70,10 +78,12 @@ def test_cached_logits_are_the_full_forward(shapes):
     caches = [block.empty_cache(3, model.length) for block in model.blocks]
     with torch.no_grad():
         full = torch.cat(model.logits(z), 1)
-        tokens = torch.cat([torch.zeros(3, 1).long(), model._tokens(z)[:, :-1]], 1)
+        levels = z if isinstance(z, tuple) else (z,)
+        tokens = torch.cat([level.flatten(1) for level in levels], 1) + model.offsets
+        tokens = torch.nn.functional.pad(tokens, (1, 0))
         level_of = [i for i, n in enumerate(model.lengths) for _ in range(n)]
         for t in range(model.length):
-            h = (model.embedding(tokens[:, t]) + model.position[t]).unsqueeze(1)
+            h = model.embed(tokens, slice(t, t + 1))
             for block, cache in zip(model.blocks, caches):
                 h = block(h, cache, t)
             cached = model.heads[level_of[t]](model.norm(h)).squeeze(1)

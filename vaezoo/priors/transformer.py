@@ -21,7 +21,8 @@ class TransformerPrior(Prior):
     """Causal transformer over the codes in raster order, coarsest level first.
 
     p(codes) = prod_t p(code_t | all earlier codes): every position sees every earlier one, so there is no
-    blind spot, and a finer level is conditioned on all coarser ones. Sampling caches keys and values.
+    blind spot, and a finer level is conditioned on all coarser ones. Each position also reads its neighbours
+    directly, which it would otherwise have to learn to look up. Sampling caches keys and values.
     """
 
     paper = "Esser, Rombach & Ommer, Taming Transformers for High-Resolution Image Synthesis, CVPR 2021"
@@ -53,30 +54,45 @@ class TransformerPrior(Prior):
         self.lengths = [math.prod(shape) for shape in latent.shapes]
         self.length = sum(self.lengths)
         levels = len(self.lengths)
-        # Token 0 starts the sequence; each level has codes of its own.
-        self.embedding = nn.Embedding(1 + levels * latent.codes, config.width)
+        # Token 0 stands where there is no code; each level has codes of its own.
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(1 + levels * latent.codes, config.width) for _ in range(3)
+        )
         self.position = nn.Parameter(torch.zeros(self.length, config.width))
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.dropout) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
         self.heads = nn.ModuleList(nn.Linear(config.width, latent.codes) for _ in range(levels))
-        for parameter in (self.embedding.weight, self.position):
-            nn.init.normal_(parameter, std=0.02)
+        for embedding in self.embeddings:
+            nn.init.normal_(cast(nn.Embedding, embedding).weight, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
         offsets = [torch.full((n,), 1 + i * latent.codes) for i, n in enumerate(self.lengths)]
         self.register_buffer("offsets", torch.cat(offsets), persistent=False)
+        self.register_buffer("neighbours", _neighbours(latent.shapes), persistent=False)
 
     offsets: Tensor
+    neighbours: Tensor
 
     def logits(self, z: Latent) -> list[Tensor]:
         """Logits of each code given all earlier ones: one tensor [B, positions, codes] per level."""
-        tokens = self._tokens(z)
-        start = torch.zeros_like(tokens[:, :1])
-        h = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.position
+        levels = z if isinstance(z, tuple) else (z,)
+        tokens = torch.cat([codes.flatten(1) for codes in levels], 1).long() + self.offsets
+        h = self.embed(F.pad(tokens, (1, 0)), slice(None))
         for block in self.blocks:
             h = block(h)
         parts = self.norm(h).split(self.lengths, dim=1)
         return [head(part) for head, part in zip(self.heads, parts)]
+
+    def embed(self, tokens: Tensor, positions: slice) -> Tensor:
+        """What the blocks read at some positions, [B, T, width], of the tokens after a leading 0, [B, 1 + T].
+
+        Position t reads the codes before it in the sequence, above it and under it, all earlier ones. What is
+        further away comes by attention.
+        """
+        neighbours = self.neighbours[:, positions]
+        parts = [embedding(tokens[:, index]) for embedding, index in zip(self.embeddings, neighbours)]
+        return torch.stack(parts).sum(0) + self.position[positions]
 
     def log_prob(self, z: Latent) -> Tensor:
         levels = z if isinstance(z, tuple) else (z,)
@@ -89,27 +105,40 @@ class TransformerPrior(Prior):
     @inference
     def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
         caches = [cast(Block, block).empty_cache(n, self.length) for block in self.blocks]
-        token = torch.zeros(n, dtype=torch.long, device=self.position.device)
-        sampled, t = [], 0
-        for level, length in enumerate(self.lengths):
-            codes = []
+        tokens = torch.zeros(n, 1 + self.length, dtype=torch.long, device=self.position.device)
+        t = 0
+        for head, length in zip(self.heads, self.lengths):
             for _ in range(length):
-                h = (self.embedding(token) + self.position[t]).unsqueeze(1)
+                h = self.embed(tokens, slice(t, t + 1))
                 for block, cache in zip(self.blocks, caches):
                     h = block(h, cache, t)
-                logits = self.heads[level](self.norm(h)).squeeze(1).float()
+                logits = head(self.norm(h)).squeeze(1).float()
                 uniform = torch.rand(logits.shape, device=logits.device, generator=generator)
                 gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
                 code = (logits + gumbel).argmax(-1)  # Gumbel-max: an exact draw without leaving the device
-                codes.append(code)
-                token = code + self.offsets[t]
+                tokens[:, t + 1] = code + self.offsets[t]
                 t += 1
-            sampled.append(torch.stack(codes, 1).view(n, *self.latent.shapes[level]))
-        return tuple(sampled) if len(sampled) > 1 else sampled[0]
+        parts = (tokens[:, 1:] - self.offsets).split(self.lengths, 1)
+        levels = tuple(part.view(n, *shape) for part, shape in zip(parts, self.latent.shapes))
+        return levels if len(levels) > 1 else levels[0]
 
-    def _tokens(self, z: Latent) -> Tensor:
-        levels = z if isinstance(z, tuple) else (z,)
-        return torch.cat([codes.flatten(1) for codes in levels], 1).long() + self.offsets
+
+def _neighbours(shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    """For each position of the sequence the one before it, above it, and under it on the next coarser level,
+    [3, T]: indices into the sequence after a leading entry that stands for none."""
+    rows, start, coarser = [], 1, None
+    for height, width in shapes:
+        index = start + torch.arange(height * width).view(height, width)
+        above = F.pad(index[:-1], (0, 0, 1, 0))
+        if coarser is None:
+            under = torch.zeros_like(index)
+        else:
+            y = torch.arange(height) * coarser.shape[0] // height
+            x = torch.arange(width) * coarser.shape[1] // width
+            under = coarser[y][:, x]
+        rows.append(torch.stack([index - 1, above, under]).flatten(1))
+        start, coarser = start + height * width, index
+    return torch.cat(rows, 1)
 
 
 class Block(nn.Module):
