@@ -1,12 +1,13 @@
-"""Gradient-boosted trees with their importances: scikit-learn's GradientBoostingClassifier, several times faster.
+"""Gradient-boosted trees with their importances: scikit-learn's GradientBoostingClassifier, but faster.
 
-The classifier is the same, split for split: default hyperparameters (100 stages, one regression tree of depth 3
-for each class, learning rate 0.1), exact splits at midpoints between float32 values, one Newton step in each
-leaf. scikit-learn sorts every feature again in every node. Here the codes are sorted once; below a split, sorted
-order is kept by taking the samples of each side in order, so that all splits of a node are a running sum.
+The classifier is the same, split for split: default hyperparameters (100 stages, one regression tree of depth
+3 for each class, learning rate 0.1), exact splits at midpoints between float32 values, a Newton step in each
+leaf. scikit-learn sorts every feature again in every node. Here the codes are sorted once; below a split,
+sorted order is kept by taking the samples of each side in order, so that all splits of a node are a running
+sum.
 
-Where two splits separate a node equally well (duplicated codes), scikit-learn takes a random one. So does this,
-from its seed.
+Where features split a node equally well (copies of a code, few samples), scikit-learn takes a random one. So
+does this, from its seed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Boosted:
     """What a fitted classifier says.
 
     Attributes:
-        importances: share of each feature in the reduction of squared error over all splits, [D], sum 1; all 0
-            where no tree splits (constant features).
+        importances: share of each feature in the reduction of squared error over all splits, [D], sum 1;
+            all 0 where no tree splits (constant features).
         predicted: class of each test point, [M].
     """
 
@@ -113,8 +114,8 @@ class Presorted:
     Attributes:
         values: float32 [D, N].
         order: samples of each feature by increasing value, [D, N].
-        rank: of each sample's value among the different values of a feature, [D, N]; None where no two samples
-            share a value.
+        rank: of each sample's value among the different values of a feature, [D, N]; None where no two
+            samples share a value.
     """
 
     def __init__(self, x: NDArray[np.floating]) -> None:
@@ -162,8 +163,14 @@ class Tree:
         self._node(members, self.features.order, np.arange(self.test.shape[1]), DEPTH)
 
     def _node(self, members: Integers, order: Integers | None, test: Integers, depth: int) -> None:
-        """members: samples of the node [n]; order: the same by each feature's value [D, n], or None in a leaf;
-        test: test points that fall into it."""
+        """Split the node, or make it a leaf.
+
+        Args:
+            members: samples of the node, [n].
+            order: the same by each feature's value, [D, n]; None in a leaf.
+            test: test points that fall into it.
+            depth: levels that are left.
+        """
         g = self.gradient[members]
         centred = g - g.mean()
         squares = centred @ centred
@@ -204,7 +211,7 @@ class Tree:
         """Feature, position in its order after which the node is cut, and reduction of the squared error."""
         scattered = np.empty_like(self.gradient)
         scattered[members] = centred
-        # With a sum of 0, the reduction of a cut after l of n samples is S² (1/l + 1/(n - l)), S the sum of the l.
+        # With a total of 0, cutting after l of n samples, of sum S, reduces by S² (1/l + 1/(n - l)).
         n = len(members)
         reduction = scattered[order[:, :-1]]
         np.cumsum(reduction, axis=1, out=reduction)
