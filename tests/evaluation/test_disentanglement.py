@@ -11,6 +11,7 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 from torch import Tensor
 
 from vaezoo.data import Factor
+from vaezoo.errors import VaezooError
 from vaezoo.evaluation.boosting import boost
 from vaezoo.evaluation.disentanglement import (
     METRICS,
@@ -417,6 +418,12 @@ def test_codes_that_are_not_finite() -> None:
     broken = measured(drawn(900).double(), encode=lambda rows: rows / 0.0)
     for name in ("beta_vae_score", "factor_vae_score"):
         assert "not finite" in reason(broken, name)
+
+
+def test_shapes_that_do_not_match() -> None:
+    for codes, factors in ((drawn(9), drawn(8)), (drawn(9), drawn(9)[:, :2]), (drawn(9)[0], drawn(9))):
+        with pytest.raises(VaezooError, match=r"they must be \[N, D\] and \[N, 3\], a, b, c"):
+            measured(codes.double(), factors)
 
 
 def test_too_few_points_and_images_that_cannot_be_chosen() -> None:

@@ -18,6 +18,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from vaezoo.data import Factor
+from vaezoo.errors import VaezooError
 from vaezoo.evaluation.boosting import boost
 from vaezoo.evaluation.report import Metric, Results, Skipped, average
 
@@ -396,7 +397,15 @@ def measure_disentanglement(
         encode: codes of images of any factors, for the two scores that choose factors; None: there are
             no images but those of `codes`.
         seed: draws those factors, and breaks ties between codes.
+
+    Raises:
+        VaezooError: not one row of factors for each code, or not one name for each factor.
     """
+    if codes.ndim != 2 or factors.shape != (len(codes), len(names)):
+        raise VaezooError(
+            f"codes {list(codes.shape)} and factors {list(factors.shape)} do not match: they must be [N, D] and "
+            f"[N, {len(names)}], {', '.join(factor.name for factor in names)}"
+        )
     bad = int((~codes.isfinite().all(1)).sum())
     if bad:
         return dict.fromkeys(METRICS, Skipped(f"{bad} of {len(codes)} codes are not finite"))
@@ -404,7 +413,7 @@ def measure_disentanglement(
     held = min(protocol.test, len(codes) // 3)
     train, test = slice(0, min(protocol.train, len(codes) - held)), slice(len(codes) - held, None)
     results |= _by_prediction(codes, factors, train, test, names, how, protocol, seed)
-    results |= _by_intervention(codes[:POINTS], factors, names, protocol, encode, seed)
+    results |= _by_intervention(codes[:POINTS], names, protocol, encode, seed)
     return {name: results[name] for name in METRICS}
 
 
@@ -505,7 +514,6 @@ def _by_prediction(
 
 def _by_intervention(
     codes: Tensor,
-    factors: Tensor,
     names: tuple[Factor, ...],
     protocol: Protocol,
     encode: Encode | None,
