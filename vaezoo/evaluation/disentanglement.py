@@ -403,8 +403,8 @@ def measure_disentanglement(
     """
     if codes.ndim != 2 or factors.shape != (len(codes), len(names)):
         raise VaezooError(
-            f"codes {list(codes.shape)} and factors {list(factors.shape)} do not match: they must be [N, D] and "
-            f"[N, {len(names)}], {', '.join(factor.name for factor in names)}"
+            f"codes {list(codes.shape)} and factors {list(factors.shape)} do not match: they must be [N, D] "
+            f"and [N, {len(names)}], {', '.join(factor.name for factor in names)}"
         )
     bad = int((~codes.isfinite().all(1)).sum())
     if bad:
