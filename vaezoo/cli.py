@@ -241,6 +241,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         n=args.n,
         samples=args.samples,
+        protocol=args.protocol,
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )
@@ -394,6 +395,12 @@ def make_parser() -> Parser:
     command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
     command.add_argument(
         "--samples", type=at_least(1), default=50, help="importance samples of the likelihood bound"
+    )
+    command.add_argument(
+        "--protocol",
+        choices=("quick", "locatello2019"),
+        default="quick",
+        help="counts of the disentanglement metrics",
     )
     command.add_argument("--seed", type=at_least(0), default=0)
     add_data(command)

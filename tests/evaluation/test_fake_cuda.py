@@ -17,6 +17,7 @@ def test_every_pure_function_stays_on_the_device() -> None:
     with FakeTensorMode(), torch.device("cpu"):  # a tensor made without a device is a mistake that shows
         x, y = (torch.rand(6, 3, 32, 32, device="cuda") for _ in range(2))
         a, b = (torch.rand(50, 7, device="cuda") for _ in range(2))
+        values = torch.zeros(50, 2, dtype=torch.long, device="cuda")
         codes = torch.zeros(6, 4, 4, dtype=torch.long, device="cuda")
         outputs = [
             reconstruction.mse(x, y),
@@ -33,9 +34,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
             latents.active_units(a),
             perplexity(code_counts(codes, 16)),
             disentanglement.discretize(a),
-            disentanglement.mutual_information_gap(
-                a, torch.zeros(50, 2, dtype=torch.long, device="cuda"), (3, 4)
-            ),
+            disentanglement.mutual_information_gap(a, values, (3, 4)),
+            disentanglement.modularity(disentanglement.information_matrix(a, values, (3, 4))),
+            disentanglement.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
         ]
     assert {output.device.type for output in outputs} == {"cuda"}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch.distributions import Bernoulli, Distribution, Independent
 import vaezoo
 from vaezoo.autoencoder import Autoencoder, AutoencoderConfig, Delta, Latent, LatentShape
 from vaezoo.data import ImageData, load_data
+from vaezoo.data.splits import ResidentSplit
 from vaezoo.errors import VaezooError
 from vaezoo.evaluation import AXES, Report, evaluate
+from vaezoo.evaluation.disentanglement import PROTOCOLS, Protocol
 
 FAST: dict[str, Any] = {"n": 150, "samples": 3, "likelihood_n": 20, "batch_size": 64}
 SMALL_VQ = {"codes": 8, "code_dim": 4, "channels": 8, "residual_channels": 4, "downsample": 2}
@@ -134,6 +137,7 @@ class Looker(Autoencoder):
 
 def test_mig_of_codes_that_see_position(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaezoo.evaluation.disentanglement.POINTS", 4000)
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol("quick", 600, 300, 3, 20, 20))
     data = load_data("sprites", size=32, train_size=100, test_size=100, validation=50)
     model = Looker(AutoencoderConfig(image_shape=(1, 32, 32)))
     report = evaluate(model, data, axes=["disentanglement", "reconstruction"], n=50)
@@ -144,9 +148,31 @@ def test_mig_of_codes_that_see_position(monkeypatch: pytest.MonkeyPatch) -> None
     assert float(gaps["orientation"]) < 0.05
     assert mig.n == 4000
     assert report.header["model"]["name"] == "Looker"
+    assert report.header["protocol"] == "quick"
+    skipped = [name for name in report.skipped if name.startswith("disentanglement")]
+    assert not skipped
+    assert report["disentanglement/dci_informativeness"].n == 300
+    for name in ("sap", "dci_disentanglement", "beta_vae_score", "factor_vae_score", "explicitness"):
+        assert "protocol quick" in report[f"disentanglement/{name}"].note
+    assert evaluate(model, data, axes=["disentanglement"], n=50).metrics == {
+        name: metric for name, metric in report.metrics.items() if name.startswith("disentanglement")
+    }
     # A coin toss for every pixel: ln 2 nats and a squared error of 1/4 each.
     assert report["reconstruction/distortion"].value == pytest.approx(32 * 32 * 0.693147, rel=1e-5)
     assert report["reconstruction/mse"].value == pytest.approx(0.25, rel=1e-6)
+
+
+def test_disentanglement_on_images_that_cannot_be_rendered() -> None:
+    sprites = load_data("sprites", size=16, train_size=100, test_size=400, validation=50)
+    images = sprites.test.batch(torch.arange(400))
+    fixed = ResidentSplit((255 * images).byte(), factors=sprites.test.factors)
+    data = replace(sprites, test=fixed, train=fixed, validation=fixed)
+    report = evaluate(Looker(AutoencoderConfig(image_shape=(1, 16, 16))), data, axes=["disentanglement"])
+    assert report["disentanglement/mig"].n == 400
+    assert report["disentanglement/dci_informativeness"].n == 133
+    assert "fitted to 267 codes" in report["disentanglement/sap"].note
+    for name in ("beta_vae_score", "factor_vae_score"):
+        assert "images of chosen factors" in report.skipped[f"disentanglement/{name}"]
 
 
 def test_fashion_mnist_costs_what_its_pixels_say() -> None:
@@ -203,6 +229,7 @@ def test_one_image_is_enough_not_to_fail(vae: Autoencoder, digits: ImageData) ->
         ({"axes": ["sampel"]}, "did you mean 'sampling'"),
         ({"split": "tset"}, "did you mean 'test'"),
         ({"features": "inceptoin"}, "did you mean 'inception'"),
+        ({"protocol": "locatello"}, "did you mean 'locatello2019'"),
         ({"n": 0}, "n=0"),
         ({"samples": 0}, "samples=0"),
     ],

@@ -18,7 +18,7 @@ from vaezoo.autoencoder import Autoencoder
 from vaezoo.data import ImageData, Split, load_data
 from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.evaluation import disentanglement
-from vaezoo.evaluation.disentanglement import measure_disentanglement
+from vaezoo.evaluation.disentanglement import METRICS, PROTOCOLS, Protocol, measure_disentanglement
 from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
@@ -44,6 +44,7 @@ def evaluate(
     likelihood_n: int = 1000,
     features: str | nn.Module | Callable[[Tensor], Tensor] = "pixels",
     axes: Collection[str] | None = None,
+    protocol: str = "quick",
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -63,17 +64,21 @@ def evaluate(
         features: what generated and real images are compared in: "pixels", "inception" (then the distance is
             FID), or your own module or function [B, C, H, W] -> [B, d].
         axes: some of `AXES`; None: all.
+        protocol: counts of the disentanglement metrics: "locatello2019", those of the paper; "quick",
+            smaller ones, not to be compared with published numbers.
         seed: draws images, z, samples and factors.
         batch_size: images at a time.
         progress: show bars.
 
     Raises:
-        VaezooError: an unknown axis, split or features, a number below 1, images of another shape.
+        VaezooError: an unknown axis, protocol, split or features, a number below 1, images of another shape.
     """
     chosen = AXES if axes is None else tuple(axes)
     for axis in chosen:
         if axis not in AXES:
             raise VaezooError(unknown("axis", axis, AXES))
+    if protocol not in PROTOCOLS:
+        raise VaezooError(unknown("protocol", protocol, PROTOCOLS))
     numbers = {"n": n, "samples": samples, "likelihood_n": likelihood_n, "batch_size": batch_size}
     for name, number in numbers.items():
         if number < 1:
@@ -113,7 +118,9 @@ def evaluate(
             results["latents"] = measure_latents(observed)
         if "disentanglement" in chosen:
             with run.seeded("disentanglement"):
-                results["disentanglement"] = _disentanglement(run, data, data.splits[split])
+                results["disentanglement"] = _disentanglement(
+                    run, data, data.splits[split], PROTOCOLS[protocol]
+                )
 
     header = {
         "model": _model_header(model),
@@ -123,6 +130,7 @@ def evaluate(
         "samples": samples,
         "likelihood_n": min(likelihood_n, len(images)),
         "features": compared.name if compared is not None else None,
+        "protocol": protocol,
         "axes": [axis for axis in AXES if axis in chosen],
         "seed": seed,
         "batch_size": batch_size,
@@ -198,27 +206,38 @@ def _sampling(run: Run, features: Features, images: Split, other: Split) -> Resu
     )
 
 
-def _disentanglement(run: Run, data: ImageData, split: Split) -> Results:
+def _disentanglement(run: Run, data: ImageData, split: Split, protocol: Protocol) -> Results:
     """Codes of images of known factors: rendered from uniform draws where the data can, else a subset."""
     if not data.factors:
-        return {"mig": Skipped(f"{data.name} has no ground-truth factors")}
+        return dict.fromkeys(METRICS, Skipped(f"{data.name} has no ground-truth factors"))
     if not is_vector(run.model.latent):
-        return {"mig": Skipped("the latents are code grids, not one vector")}
-    n = disentanglement.POINTS
+        return dict.fromkeys(METRICS, Skipped("the latents are code grids, not one vector"))
     render: Callable[[Tensor], Tensor] | None = getattr(split, "render", None)
+    encode: Callable[[Tensor], Tensor] | None = None
     if render is not None:
-        draws = generator(derive(run.seed, "factors"), "cpu")  # the same factors on every device
-        columns = [torch.randint(factor.size, (n,), generator=draws) for factor in data.factors]
-        factors = torch.stack(columns, 1).to(split.device)
-        images: Iterator[Tensor] = (render(rows).to(run.dtype) for rows in factors.split(run.batch_size))
+
+        def encode(factors: Tensor) -> Tensor:
+            parts = factors.to(split.device).split(run.batch_size)
+            return torch.cat([run.model.encode(render(rows).to(run.dtype)).mean for rows in parts])
+
+        parts = []
+        for purpose, n in (("factors", disentanglement.POINTS), ("test factors", protocol.test)):
+            draws = generator(derive(run.seed, purpose), "cpu")  # the same factors on every device
+            columns = [torch.randint(factor.size, (n,), generator=draws) for factor in data.factors]
+            parts.append(torch.stack(columns, 1))
+        factors = torch.cat(parts).to(split.device)
+        codes = encode(factors)
         how = "factors drawn uniformly and independently"
     else:
-        subset = split.subset(n, derive(run.seed, "factors"))
+        subset = split.subset(disentanglement.POINTS + protocol.test, derive(run.seed, "factors"))
         assert subset.factors is not None, "data with factors has them in every split"
-        factors, images = subset.factors, run.batches(subset, "factors")
+        factors = subset.factors
+        codes = torch.cat([run.model.encode(x).mean for x in run.batches(subset, "factors")])
         how = "images of the split, drawn without replacement"
-    codes = torch.cat([run.model.encode(x).mean for x in images])
-    return measure_disentanglement(codes, factors, data.factors, how)
+    seed = derive(run.seed, "disentanglement scores")
+    return measure_disentanglement(
+        codes, factors, data.factors, how, protocol=protocol, encode=encode, seed=seed
+    )
 
 
 def _model_header(model: Autoencoder) -> dict[str, Any]:
