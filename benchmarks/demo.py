@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ae": {"epochs": 12},
     "vae": {"epochs": 12},
     "beta_vae": {"epochs": 12},
-    "conv_vae": {"epochs": 6},
+    "conv_vae": {"epochs": 8},
     "vq_vae": {"epochs": 3, **VQ},
     "vq_vae2": {"epochs": 3, "downsample": 4, **VQ},
 }
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a tenth of the images: does it run?")
     args = parser.parse_args()
     began = time.monotonic()
-    size = 2_000 if args.short else 16_000
+    size = 2_000 if args.short else 12_000
     data = vaezoo.load_data("sprites", size=32, train_size=size, test_size=size // 4, validation=size // 10)
     reports = vaezoo.compare(
         list(OPTIONS),
