@@ -488,7 +488,7 @@ def test_fit_prior_options_and_errors(data):
     model = small("vq_vae")
     with pytest.raises(VaezooError, match="did you mean 'width'"):
         vaezoo.fit_prior(model, data, widht=3)
-    with pytest.raises(VaezooError, match="prior over real vectors"):
+    with pytest.raises(VaezooError, match="prior over one real vector"):
         vaezoo.fit_prior(model, data, "gaussian_mixture")
     with pytest.raises(VaezooError, match="unknown prior 'pixelcn'"):
         vaezoo.fit_prior(model, data, "pixelcn")

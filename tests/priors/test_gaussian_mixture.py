@@ -66,7 +66,7 @@ def test_density_integrates_to_one():
 
 def test_refuses_codes_and_too_few_latents():
     prior = PRIORS.get("gaussian_mixture")
-    with pytest.raises(VaezooError, match="prior over real vectors"):
+    with pytest.raises(VaezooError, match="prior over one real vector"):
         prior(prior.Config(), LatentShape(((7, 7),), codes=512))
     with pytest.raises(VaezooError, match="10 components cannot be fitted to 5 latents"):
         make(components=10).fit(torch.randn(5, 3).double())

@@ -26,6 +26,12 @@ class LatentShape:
     shapes: tuple[tuple[int, ...], ...]
     codes: int | None = None
 
+    def vector_dim(self, prior: str) -> int:
+        """D, where the latent is one real vector [D]; refused with the name of the prior where it is not."""
+        if self.codes is not None or len(self.shapes) != 1 or len(self.shapes[0]) != 1:
+            raise VaezooError(f"{prior} is a prior over one real vector, but this model's latent is a {self}")
+        return self.shapes[0][0]
+
     def __str__(self) -> str:
         grids = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{grids} grid of {self.codes} codes" if self.codes else f"{grids} real numbers"

@@ -29,11 +29,7 @@ class GaussianMixture(Prior):
 
     def __init__(self, config: Config, latent: LatentShape) -> None:
         super().__init__(config, latent)
-        if latent.codes is not None or len(latent.shapes) != 1 or len(latent.shapes[0]) != 1:
-            raise VaezooError(
-                f"gaussian_mixture is a prior over real vectors, but this model's latent is a {latent}"
-            )
-        (dim,) = latent.shapes[0]
+        dim = latent.vector_dim("gaussian_mixture")
         self.register_buffer("logits", torch.zeros(config.components))
         self.register_buffer("means", torch.zeros(config.components, dim))
         self.register_buffer("cholesky", torch.eye(dim).repeat(config.components, 1, 1))

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import DiagonalGaussian, Latent, Posterior
-from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior
 
 
@@ -20,11 +19,8 @@ class StandardNormal(Prior):
 
     def __init__(self, config: BaseConfig, latent: LatentShape) -> None:
         super().__init__(config, latent)
-        if latent.codes is not None or len(latent.shapes) != 1 or len(latent.shapes[0]) != 1:
-            raise VaezooError(
-                f"standard_normal is a prior over one real vector, but this model's latent is a {latent}"
-            )
-        self.register_buffer("zeros", torch.zeros(latent.shapes[0]), persistent=False)
+        dim = latent.vector_dim("standard_normal")
+        self.register_buffer("zeros", torch.zeros(dim), persistent=False)
 
     def _distribution(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.zeros, self.zeros)
