@@ -8,7 +8,8 @@ from PIL import Image
 
 import vaezoo
 from vaezoo.checkpoint import WEIGHTS, read_header
-from vaezoo.comparison import split_options, table
+from vaezoo.comparison import table
+from vaezoo.config import split_options
 from vaezoo.errors import CheckpointError, VaezooError
 
 OPTIONS = {

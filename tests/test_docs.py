@@ -16,8 +16,7 @@ import pytest
 
 import vaezoo
 from vaezoo.cli import below, make_parser, parse_options
-from vaezoo.comparison import split_options
-from vaezoo.config import describe_fields
+from vaezoo.config import describe_fields, split_options
 from vaezoo.data import DATASETS
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS

@@ -142,7 +142,7 @@ def command_info(args: argparse.Namespace) -> None:
 
 
 def command_train(args: argparse.Namespace) -> None:
-    from vaezoo.comparison import split_options
+    from vaezoo.config import split_options
     from vaezoo.random import derive, seeded
     from vaezoo.registry import MODELS, create
     from vaezoo.trainer import TrainConfig, train
@@ -215,7 +215,7 @@ def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
 
 
 def command_fit_prior(args: argparse.Namespace) -> None:
-    from vaezoo.comparison import split_options
+    from vaezoo.config import split_options
     from vaezoo.priors import PRIORS
     from vaezoo.trainer import TrainConfig, fit_prior
 

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.checkpoint import WEIGHTS, load, write_text
+from vaezoo.config import split_options
 from vaezoo.data import ImageData, load_data
 from vaezoo.errors import CheckpointError, VaezooError, unknown
 from vaezoo.evaluation import Report, evaluate
@@ -124,22 +125,6 @@ def markdown(reports: Mapping[str, Report], data: ImageData) -> str:
         ]
         parts += [f"- {metric}: not measured, {reason}" for metric, reason in report.skipped.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def split_options(options: Mapping[str, Any], *kinds: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sort options by the fields that know them: one dict for each kind; the first to know a name has it."""
-    parts: list[dict[str, Any]] = [{} for _ in kinds]
-    for name, value in options.items():
-        for part, (_, fields) in zip(parts, kinds):
-            if name in fields:
-                part[name] = value
-                break
-        else:
-            what = " or of ".join(kind for kind, _ in kinds)
-            raise VaezooError(
-                unknown(f"option of {what}", name, [field for _, fields in kinds for field in fields])
-            )
-    return parts
 
 
 def _plan(name: str, data: ImageData, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,22 @@ def _sentence(cls: type[BaseConfig], error: Any, where: str) -> str:
     return f"{where}: {path}={reprlib.repr(error['input'])} is not valid: {message}{meaning}"
 
 
+def split_options(options: Mapping[str, Any], *kinds: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sort options by the fields that know them: one dict for each kind; the first to know a name has it."""
+    parts: list[dict[str, Any]] = [{} for _ in kinds]
+    for name, value in options.items():
+        for part, (_, fields) in zip(parts, kinds):
+            if name in fields:
+                part[name] = value
+                break
+        else:
+            what = " or of ".join(kind for kind, _ in kinds)
+            raise VaezooError(
+                unknown(f"option of {what}", name, [field for _, fields in kinds for field in fields])
+            )
+    return parts
+
+
 def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:
     """Name, type, default, limits and meaning of every field, in order of declaration."""
     rows = []

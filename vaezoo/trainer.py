@@ -30,7 +30,7 @@ from vaezoo.checkpoint import (
     write_tensors,
     write_text,
 )
-from vaezoo.config import BaseConfig
+from vaezoo.config import BaseConfig, split_options
 from vaezoo.data import ImageData, Loader, Split, load_data
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
@@ -220,16 +220,13 @@ def fit_prior(
     model.to(device).eval()
     prior_name = prior or model.default_prior or "gaussian_mixture"
     prior_class = PRIORS.get(prior_name)
-    fields = prior_class.Config.model_fields
-    if unknown_options := [o for o in options if o not in fields and o not in TrainConfig.model_fields]:
-        prior_class.Config.parse({unknown_options[0]: None}, f"prior '{prior_name}'")
-    prior_config = prior_class.Config.parse(
-        {k: v for k, v in options.items() if k in fields}, f"prior '{prior_name}'"
+    of_prior, of_fit = split_options(
+        options,
+        (f"prior '{prior_name}'", prior_class.Config.model_fields),
+        ("training", TrainConfig.model_fields),
     )
-    config = TrainConfig.parse(
-        {**recipe(prior_class, images.name), **{k: v for k, v in options.items() if k not in fields}},
-        f"fit-prior {prior_name}",
-    )
+    prior_config = prior_class.Config.parse(of_prior, f"prior '{prior_name}'")
+    config = TrainConfig.parse({**recipe(prior_class, images.name), **of_fit}, f"fit-prior {prior_name}")
     with seeded(derive(config.seed, "prior"), device):
         module = prior_class(prior_config, model.latent).to(device)
     header = {"data": images.header(), "prior_train": config.model_dump(mode="json")}

@@ -164,14 +164,6 @@ class StreamingSplit(Split):
             values if values is None else values.to(self.device) for values in (labels, factors)
         )
 
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    @property
-    def factors(self) -> Tensor | None:
-        return self._factors
-
     def __len__(self) -> int:
         return len(self._files)
 

@@ -53,15 +53,18 @@ class Split(ABC):
     device: torch.device
     resident: bool = True
 
+    _labels: Tensor | None = None
+    _factors: Tensor | None = None
+
     @property
     def labels(self) -> Tensor | None:
         """Class of every image, long [N], or None."""
-        return None
+        return self._labels
 
     @property
     def factors(self) -> Tensor | None:
         """Index of every factor's value, long [N, F], float if a factor is continuous; or None."""
-        return None
+        return self._factors
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -137,14 +140,6 @@ class ResidentSplit(Split):
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)
         self.device = images.device
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    @property
-    def factors(self) -> Tensor | None:
-        return self._factors
 
     def __len__(self) -> int:
         return len(self._images) if self._index is None else len(self._index)
