@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from vaezoo.errors import VaezooError
-from vaezoo.evaluation.report import Metric, Report, Skipped, average
+from vaezoo.evaluation.report import SCHEMA, Detail, Metric, Report, Results, Skipped, average
 
 
 @pytest.fixture
 def report() -> Report:
     header = {"model": {"name": "vae"}, "data": {"name": "digits"}, "split": "test"}
-    results: dict[str, Metric | Skipped] = {
+    results: Results = {
         "a/x": Metric(1.25, 10, "nats per image", 0.5, "lower", "a note"),
         "a/nan": Metric(math.nan, 10, ""),
         "a/inf": Metric(math.inf, 10, ""),
         "b/y": Skipped("no reason"),
+        "b/curve": Detail([1.0, 2.0], ("k",), (("1", "5"),), "nats", [0.1, 0.2]),
+        "b/broken": Detail([[1.0, math.nan]], ("code", "factor")),
     }
     return Report.of(header, results)
 
@@ -26,7 +28,7 @@ def report() -> Report:
 def test_json_round_trip(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == report
-    assert json.loads(report.to_json())["schema"] == 1
+    assert json.loads(report.to_json())["schema"] == SCHEMA
 
 
 def test_values_that_are_not_finite_are_skipped_with_a_reason(report: Report) -> None:
@@ -34,6 +36,16 @@ def test_values_that_are_not_finite_are_skipped_with_a_reason(report: Report) ->
     assert "nan" in report.skipped["a/nan"]
     assert "inf" in report.skipped["a/inf"]
     assert report.skipped["b/y"] == "no reason"
+    assert set(report.details) == {"b/curve"}
+    assert "not finite" in report.skipped["b/broken"]
+
+
+def test_reports_of_schema_1_load(report: Report) -> None:
+    content = report.to_dict() | {"schema": 1}
+    del content["details"]
+    old = Report.from_dict(content)
+    assert old.metrics == report.metrics
+    assert old.details == {}
 
 
 def test_access(report: Report) -> None:

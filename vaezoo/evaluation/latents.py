@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vaezoo.distributions import perplexity
+from vaezoo.distributions import code_counts, perplexity
 from vaezoo.evaluation.report import Metric, Results, Skipped
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ def measure_latents(observed: Observed) -> Results:
         active = int(active_units(observed.means).sum())
         note = f"of {dims} dimensions, Var_x(E[z|x]) > {ACTIVE}"
         results["active_units"] = Metric(active, n, "dimensions", None, "higher", note)
-    if observed.counts is None:
+    if observed.codes is None or observed.codebook is None:
         return results | dict.fromkeys(("perplexity", "usage", "dead_codes"), no_codes)
-    for level, counts in enumerate(observed.counts):
-        suffix = f"_{level}" if len(observed.counts) > 1 else ""
+    for level, codes in enumerate(observed.codes):
+        counts = code_counts(codes, observed.codebook)
+        suffix = f"_{level}" if len(observed.codes) > 1 else ""
         total, used = (int(v) for v in torch.stack([counts.sum(), (counts > 0).sum()]).tolist())
         size = len(counts)
         note = f"{size} codes, n counts positions" + (", level 0 is the coarsest" if suffix else "")

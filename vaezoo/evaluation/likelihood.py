@@ -54,9 +54,9 @@ def measure_likelihood(
     try:
         model.require_prior()
     except NotFittedError as error:
-        return {"distortion": distortion} | {name: Skipped(str(error)) for name in names[1:]}
+        return {"distortion": distortion, **dict.fromkeys(names[1:], Skipped(str(error)))}
     if observed.deterministic and bool(columns["rate"].isposinf().any()):
-        return {"distortion": distortion} | {name: Skipped(POINT_MASS) for name in names[1:]}
+        return {"distortion": distortion, **dict.fromkeys(names[1:], Skipped(POINT_MASS))}
 
     grey = observed.measure == "binary" and not observed.binary
     note = CROSS_ENTROPY if grey else ""

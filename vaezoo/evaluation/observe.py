@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
 from vaezoo.autoencoder import Autoencoder, LatentShape
-from vaezoo.distributions import code_counts
+from vaezoo.distributions import DiagonalGaussian
 from vaezoo.evaluation.reconstruction import mse, psnr, ssim
 from vaezoo.inference import evaluation_mode
 
@@ -26,7 +26,10 @@ class Observed:
         per_image: by name, one number for each image, [N]: "mse", "psnr", "ssim", "distortion" and, if it was
             asked for and the model has a prior, "rate".
         means: mean of q(z|x), [N, D], where the latent is one vector.
-        counts: for code grids, how often each code was chosen, [K] per level, coarsest first.
+        draws: the z ~ q(z|x) that the distortion was measured at, [N, D], where the latent is one vector.
+        log_variances: of q(z|x), [N, D], where it is a diagonal Gaussian.
+        codes: for code grids, the codes of every image, [N, positions] per level, coarsest first.
+        codebook: how many codes there are to choose from, where they are codes.
         deterministic: q(z|x) is a point mass.
         measure: what p(x|z) measures, see `measure`.
         binary: all pixels are 0 or 1.
@@ -36,7 +39,10 @@ class Observed:
 
     per_image: dict[str, Tensor]
     means: Tensor | None
-    counts: tuple[Tensor, ...] | None
+    draws: Tensor | None
+    log_variances: Tensor | None
+    codes: tuple[Tensor, ...] | None
+    codebook: int | None
     deterministic: bool
     measure: Measure
     binary: bool
@@ -65,8 +71,8 @@ def observe(
     """
     latent = model.latent
     columns: dict[str, list[Tensor]] = {}
-    means: list[Tensor] = []
-    counts: tuple[Tensor, ...] | None = None
+    vectors: dict[str, list[Tensor]] = {"means": [], "draws": [], "log_variances": []}
+    codes: list[tuple[Tensor, ...]] = []
     binary: list[Tensor] = []
     eight_bit: list[Tensor] = []
     with evaluation_mode(model):
@@ -87,23 +93,31 @@ def observe(
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
             if is_vector(latent):
-                means.append(q.mean)
+                vectors["means"].append(q.mean)
+                vectors["draws"].append(z)
+            if isinstance(q, DiagonalGaussian):
+                vectors["log_variances"].append(q.log_variance)
             if latent.codes is not None:
                 levels = z if isinstance(z, tuple) else (z,)
-                chosen = tuple(code_counts(codes, latent.codes) for codes in levels)
-                counts = chosen if counts is None else tuple(a + b for a, b in zip(counts, chosen))
+                codes.append(tuple(level.flatten(1).to(_code_type(latent.codes)) for level in levels))
             binary.append(((x == 0) | (x == 1)).all())
             eight_bit.append(((255 * x - torch.round(255 * x)).abs() < 1e-3).all())
     return Observed(
         per_image={name: torch.cat(values) for name, values in columns.items()},
-        means=torch.cat(means) if means else None,
-        counts=counts,
+        **{name: torch.cat(parts) if parts else None for name, parts in vectors.items()},
+        codes=tuple(torch.cat(level) for level in zip(*codes)) if codes else None,
+        codebook=latent.codes,
         deterministic=q.deterministic,
         measure=measure(p),
         binary=bool(torch.stack(binary).all()),
         eight_bit=bool(torch.stack(eight_bit).all()),
         shape=tuple(x.shape[1:]),
     )
+
+
+def _code_type(codes: int) -> torch.dtype:
+    """The smallest integers that codes 0 to `codes` - 1 fit into."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if codes - 1 <= torch.iinfo(t).max)
 
 
 def measure(p: Distribution) -> Measure:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
 from vaezoo.errors import VaezooError, unknown
 
-SCHEMA = 1
+#: 2 added `details`; a report of schema 1 loads with none.
+SCHEMA = 2
 
 Better = Literal["higher", "lower"]
+Nested: TypeAlias = list[float] | list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,37 @@ class Skipped:
     reason: str
 
 
-Results = dict[str, Metric | Skipped]
+@dataclass(frozen=True)
+class Detail:
+    """The numbers behind a metric, along one axis or two, for pictures and for further analysis.
+
+    Attributes:
+        values: finite, [n] or [n][m].
+        axes: what the indices run over, one name for each axis: ("dimension", "factor").
+        labels: names along each axis, () where they are numbered from 0.
+        unit: as in `Metric`.
+        se: standard errors, of the shape of `values`; None where there are none.
+        note: as in `Metric`.
+    """
+
+    values: Nested
+    axes: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...] = ()
+    unit: str = ""
+    se: Nested | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples; a detail that was loaded is the same as the one that was saved.
+        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "labels", tuple(tuple(names) for names in self.labels))
 
 
-def average(values: Tensor, unit: str, better: Better | None = None, note: str = "") -> Metric | Skipped:
+Result: TypeAlias = Metric | Detail | Skipped
+Results = dict[str, Result]
+
+
+def average(values: Tensor, unit: str, better: Better | None = None, note: str = "") -> Result:
     """Mean over samples with its standard error. values [N], one per sample; skipped if one is not finite."""
     values = values.double()
     n = len(values)
@@ -71,24 +101,31 @@ class Report:
         header: what was measured: model and config, data, split, seed, sizes, versions. JSON-able.
         metrics: by "axis/name".
         skipped: the reason, by "axis/name", of every metric that does not apply or has no finite value.
+        details: the numbers behind them, by "axis/name".
     """
 
     header: dict[str, Any]
     metrics: dict[str, Metric]
     skipped: dict[str, str]
+    details: dict[str, Detail] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, header: dict[str, Any], results: Mapping[str, Metric | Skipped]) -> Report:
-        """Sort results into metrics and skipped; a value that is not finite is never a metric."""
-        metrics, skipped = {}, {}
+    def of(cls, header: dict[str, Any], results: Mapping[str, Result]) -> Report:
+        """Sort results; a value that is not finite is never a metric, nor part of a detail."""
+        metrics, skipped, details = {}, {}, {}
         for name, result in results.items():
             if isinstance(result, Skipped):
                 skipped[name] = result.reason
+            elif isinstance(result, Detail):
+                if np.isfinite(np.asarray(result.values)).all():
+                    details[name] = result
+                else:
+                    skipped[name] = "some values are not finite"
             elif not math.isfinite(result.value):
                 skipped[name] = f"the value is not finite ({result.value})"
             else:
                 metrics[name] = result
-        return cls(header, metrics, skipped)
+        return cls(header, metrics, skipped, details)
 
     def __getitem__(self, name: str) -> Metric:
         if name in self.skipped:
@@ -102,18 +139,23 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `to_json` writes them."""
-        metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
-        return {"schema": SCHEMA, "header": self.header, "metrics": metrics, "skipped": self.skipped}
+        return {
+            "schema": SCHEMA,
+            "header": self.header,
+            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "skipped": self.skipped,
+            "details": {name: asdict(detail) for name, detail in self.details.items()},
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
         """The inverse of `to_dict`."""
-        if content.get("schema") != SCHEMA:
-            raise VaezooError(
-                f"a report of schema {content.get('schema')!r}; this version reads schema {SCHEMA}"
-            )
+        schema = content.get("schema")
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise VaezooError(f"a report of schema {schema!r}; this version reads schemas 1 to {SCHEMA}")
         metrics = {name: Metric(**fields) for name, fields in content["metrics"].items()}
-        return cls(content["header"], metrics, content["skipped"])
+        details = {name: Detail(**fields) for name, fields in content.get("details", {}).items()}
+        return cls(content["header"], metrics, content["skipped"], details)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)

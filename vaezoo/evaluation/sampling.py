@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaezoo.evaluation.features import Features
-from vaezoo.evaluation.report import Better, Metric, Results, Skipped, average
+from vaezoo.evaluation.report import Better, Metric, Result, Results, Skipped, average
 
 BLOCK = 4096  # rows that are held in float64 at a time
 DISTANCES = 2**24  # distances that are held at a time
@@ -170,7 +170,7 @@ def measure_sampling(features: Features, generated: Tensor, real: Tensor, refere
     floor = _frechet(reference, real[:n], "the floor: images of another split", better=None)
     if not bool(generated.isfinite().all()):
         broken = Skipped("some features of the generated images are not finite")
-        return dict.fromkeys(all_names, broken) | {f"{distance}_real": floor}
+        return {**dict.fromkeys(all_names, broken), f"{distance}_real": floor}
     note = "; ".join(filter(None, [features.note, "generated: means of p(x|z); se by the delta method"]))
     results: Results = {distance: _frechet(generated, real, note), f"{distance}_real": floor}
     for names, compare, k in (
@@ -194,7 +194,7 @@ def sampling_names(features: Features) -> list[str]:
     return [distance, *others]
 
 
-def _frechet(a: Tensor, b: Tensor, note: str, better: Better | None = "lower") -> Metric | Skipped:
+def _frechet(a: Tensor, b: Tensor, note: str, better: Better | None = "lower") -> Result:
     if min(len(a), len(b)) < 2:
         return Skipped("a covariance needs at least 2 images")
     value = frechet_distance(*moments(a), *moments(b))
