@@ -166,12 +166,13 @@ def parameters(dims: int, components: int) -> int:
 
 
 def test_a_prior_that_is_q_has_no_hole() -> None:
-    """A fit with P parameters to n points costs about P / 2n nats, as maximum likelihood does."""
-    for dims, n in ((2, 4000), (5, 2000)):
+    """One Gaussian is best, and its fit with P parameters to n points costs P / 2n nats, as maximum
+    likelihood does."""
+    for dims, n in ((2, 4000), (5, 2000), (20, 4000)):
         hole = metric(prior_hole(normal(dims), gaussian(n, torch.zeros(dims), torch.eye(dims).double()), 0))
-        components = min(10, n // 2 // (10 * dims))
-        assert abs(hole.value) < 4 * (hole.se or 0) + 2 * parameters(dims, components) / n
-        assert f"mixture of {components} Gaussians" in hole.note
+        assert abs(hole.value) < 4 * (hole.se or 0) + 2 * parameters(dims, 1) / n
+        assert hole.note.startswith("Gaussian")
+        assert hole.n == n / 4
 
 
 def test_the_hole_of_a_gaussian_is_its_divergence_from_the_prior() -> None:
@@ -179,8 +180,7 @@ def test_the_hole_of_a_gaussian_is_its_divergence_from_the_prior() -> None:
     divergence = (COVARIANCE.trace() + mean @ mean - 3 - LOG_DET).item() / 2
     for seed in range(3):
         hole = metric(prior_hole(normal(3), gaussian(4000, mean, COVARIANCE, seed), seed))
-        assert abs(hole.value - divergence) < 4 * (hole.se or 0) + 2 * parameters(3, 10) / 4000
-        assert hole.n == 2000
+        assert abs(hole.value - divergence) < 4 * (hole.se or 0) + 2 * parameters(3, 1) / 4000
         assert hole.se is not None
         assert hole.se < 0.1 * divergence
 
@@ -197,19 +197,19 @@ def test_the_hole_between_two_clusters() -> None:
     sides = 6 * (torch.rand(4000, 1, generator=noise(0), dtype=torch.float64) < 0.5) - 3
     z = sides + 0.5 * torch.randn(4000, 1, generator=noise(1), dtype=torch.float64)
     hole = metric(prior_hole(normal(1), z, 0))
-    assert abs(hole.value - divergence) < 4 * (hole.se or 0) + 2 * parameters(1, 10) / 4000
+    assert abs(hole.value - divergence) < 4 * (hole.se or 0) + 2 * parameters(1, 2) / 4000
+    assert hole.note.startswith("mixture of 2")
 
 
 def test_a_fit_is_not_measured_on_the_images_that_it_was_fitted_to() -> None:
     """Of q(z) = p(z), a fit to few images finds a hole on these, and the opposite on others."""
-    dims, n = 6, 240
+    dims, n = 6, 160
     holes = [
         metric(prior_hole(normal(dims), gaussian(n, torch.zeros(dims), torch.eye(dims).double(), s), s)).value
-        for s in range(5)
+        for s in range(12)
     ]
-    expected = -parameters(dims, 2) / n
-    assert max(holes) < 0
-    assert 4 * expected < sum(holes) / 5 < 0.5 * expected
+    expected = -parameters(dims, 1) / n
+    assert 4 * expected < sum(holes) / 12 < 0.5 * expected
 
 
 # --- What is not measured, and why ------------------------------------------------------------------------

@@ -65,6 +65,9 @@ def test_the_count_of_active_units_errs_where_variances_are_at_the_threshold() -
     counts = resampled_active_units(sure.double(), noise(1))
     assert counts.shape == (RESAMPLES,)
     assert counts.tolist() == [2] * RESAMPLES
+    # Of two images, half of the resamples have one of them twice, and no variance.
+    pair = resampled_active_units(torch.tensor([[-1.0], [1.0]]).double(), noise(1)).double()
+    assert abs(pair.mean().item() - 0.5) < 4 * 0.5 / math.sqrt(RESAMPLES)
     variances = []
     for seed in range(8):
         border = 0.1 * torch.randn(300, 60, generator=noise(seed), dtype=torch.float64)
