@@ -52,26 +52,20 @@ class BetaTCVAE(VAE):
 
     def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
         c = self.config
-        q = self.encode(x)
+        q, z, rate, terms = self.elbo(x)
         assert isinstance(q, DiagonalGaussian)
-        z = q.rsample()
-        distortion = self.distortion(x, z).mean()
-        rate = self.rate(q, z)
         weights = stratified_weights if c.sampling == "mss" else weighted_weights
         joint, marginals = log_aggregate(q, z, weights(z, progress.dataset_size))
         information = q.log_prob(z) - joint
         correlation = joint - marginals.sum(1)
         dimension_wise = marginals.sum(1) - self.require_prior().log_prob(z)
         extra = (c.alpha - 1) * information + (c.beta - 1) * correlation + (c.gamma - 1) * dimension_wise
-        terms = {
-            "distortion": distortion,
-            "rate": rate.mean(),
-            "elbo": -distortion - rate.mean(),
+        terms |= {
             "mutual_information": information.mean(),
             "total_correlation": correlation.mean(),
             "dimension_wise_kl": dimension_wise.mean(),
         }
-        return {"model": Loss(distortion + self.penalty(rate + extra, progress), terms)}
+        return {"model": Loss(terms["distortion"] + self.penalty(rate + extra, progress), terms)}
 
 
 def stratified_weights(z: Tensor, dataset_size: int) -> Tensor:
