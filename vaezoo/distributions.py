@@ -121,6 +121,25 @@ class DiagonalGaussian(Posterior):
         return 0.5 * (self.loc.square() + self.log_variance.exp() - 1 - self.log_variance)
 
 
+def log_aggregate(q: DiagonalGaussian, z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log q(z), [M] nats, and log q(z_d), [M, D] nats, of weighted sums of posteriors, at z [M, D].
+
+    q(z_i) is sum_j w_ij q_j(z_i): a weight belongs to an image, so it enters once in the joint density, and
+    once in that of each dimension. Holds M N D densities.
+
+    Args:
+        q: N posteriors.
+        z: points.
+        log_weights: log w, [M, N] or of a shape that expands to it.
+    """
+    # A Gaussian in one dimension for every image and latent dimension, [N, D, 1], evaluated at all z.
+    single = DiagonalGaussian(q.loc.unsqueeze(-1), q.log_variance.unsqueeze(-1))
+    log_density = single.log_prob(z[:, None, :, None])  # [i, j, d]: log q_j(z_i) in dimension d
+    joint = torch.logsumexp(log_density.sum(2) + log_weights, 1)
+    marginals = torch.logsumexp(log_density + log_weights.unsqueeze(2), 1)
+    return joint, marginals
+
+
 class Quantized(Posterior):
     """All mass on one entry of a codebook at each position (van den Oord et al. 2017, eq. 1 and 2).
 

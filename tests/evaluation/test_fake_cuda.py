@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vaezoo
 from vaezoo import testing
-from vaezoo.distributions import code_counts, perplexity
-from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
+from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
+from vaezoo.evaluation import aggregate, disentanglement, latents, likelihood, reconstruction, sampling
 from vaezoo.evaluation.features import pixel_features
 
 
@@ -32,7 +32,12 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *sampling.precision_recall(a, b),
             *sampling.density_coverage(a, b),
             latents.active_units(a),
+            latents.resampled_active_units(a),
+            *latents.variance_of_means(a),
             perplexity(code_counts(codes, 16)),
+            latents.surprise(codes.flatten(1), code_counts(codes, 16)),
+            latents.codes_of_one_image(codes.flatten(1), 16),
+            *aggregate.aggregate_log_probs(DiagonalGaussian(a, b), a),
             disentanglement.discretize(a),
             disentanglement.mutual_information_gap(a, values, (3, 4)),
             disentanglement.modularity(disentanglement.information_matrix(a, values, (3, 4))),

@@ -18,6 +18,7 @@ from vaezoo.autoencoder import Autoencoder
 from vaezoo.data import ImageData, Split, load_data
 from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.evaluation import disentanglement
+from vaezoo.evaluation.aggregate import measure_aggregate
 from vaezoo.evaluation.disentanglement import METRICS, PROTOCOLS, Protocol, measure_disentanglement
 from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
@@ -115,7 +116,10 @@ def evaluate(
                 other = data.validation if split == "train" else data.train
                 results["sampling"] = _sampling(run, compared, images, other)
         if "latents" in chosen:
-            results["latents"] = measure_latents(observed)
+            results["latents"] = {
+                **measure_latents(observed, run.generator("resamples")),
+                **measure_aggregate(model, observed, derive(seed, "aggregate")),
+            }
         if "disentanglement" in chosen:
             with run.seeded("disentanglement"):
                 results["disentanglement"] = _disentanglement(

@@ -61,10 +61,14 @@ class VAE(AE):
         """What is added to the distortion, a scalar in nats per image, for the rate of each image, [B]."""
         return progress.ramp(self.config.kl_warmup_steps) * rate.mean()
 
-    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+    def elbo(self, x: Tensor) -> tuple[Posterior, Tensor, Tensor, dict[str, Tensor]]:
+        """q(z|x), a draw z of it for each image, the rate of each, [B], and the ELBO's terms, averaged."""
         q = self.encode(x)
         z = q.rsample()
         distortion = self.distortion(x, z).mean()
         rate = self.rate(q, z)
-        terms = {"distortion": distortion, "rate": rate.mean(), "elbo": -distortion - rate.mean()}
-        return {"model": Loss(distortion + self.penalty(rate, progress), terms)}
+        return q, z, rate, {"distortion": distortion, "rate": rate.mean(), "elbo": -distortion - rate.mean()}
+
+    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+        _, _, rate, terms = self.elbo(x)
+        return {"model": Loss(terms["distortion"] + self.penalty(rate, progress), terms)}
