@@ -31,7 +31,7 @@ from vaezoo.random import derive, generator, seeded
 NAMES = ("ais_log_likelihood", "bdmc_gap")
 
 #: The length of the path, the chains of an image, and the steps of a trajectory.
-TEMPERATURES, CHAINS, LEAPFROG = 1000, 4, 10
+TEMPERATURES, CHAINS, LEAPFROG = 1000, 4, 5
 
 #: The pilot run takes every so manieth temperature.
 PILOT = 4
@@ -67,7 +67,7 @@ def evaluate_at(density: Density, z: Tensor) -> State:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         log_prior, log_likelihood = density(z)
-        (prior_gradient,) = torch.autograd.grad(log_prior.sum(), z)
+        (prior_gradient,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
         (likelihood_gradient,) = torch.autograd.grad(log_likelihood.sum(), z)
     return State(z.detach(), log_prior.detach(), log_likelihood.detach(), prior_gradient, likelihood_gradient)
 
@@ -88,7 +88,7 @@ def transition(
         state: where the chains are.
         temperature: b.
         step: step size of each image, [B].
-        noise: draws momenta, acceptance, and a factor of the step in [0.8, 1.2] against periodic trajectories.
+        noise: draws momenta, acceptance, and a factor in [0.8, 1.2] of the step, against periodic orbits.
 
     Returns:
         the new state, and the probability that each chain had of moving, [C, B].

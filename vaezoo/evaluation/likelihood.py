@@ -162,7 +162,7 @@ def _effective(effective: Tensor, samples: int) -> Result:
 
 
 def _code_length(observed: Observed) -> Results:
-    """-log2 p(codes) under the prior, which arithmetic coding attains, and what that saves of a uniform code."""
+    """-log2 p(codes) under the prior, which arithmetic coding attains, and its saving on a uniform code."""
     if observed.codes is None or observed.codebook is None:
         return dict.fromkeys(CODE_METRICS, Skipped(NO_CODES))
     positions = sum(level.shape[1] for level in observed.codes)
