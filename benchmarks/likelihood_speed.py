@@ -1,7 +1,7 @@
 """Time of the importance-weighted bound on test images of Fashion-MNIST, binarised once, in the zoo's `vae`.
 
     python benchmarks/likelihood_speed.py --threads 2                  k = 5000 on all 10,000 images
-    python benchmarks/likelihood_speed.py --images 100 --samples 500   the same work for each draw, in a second
+    python benchmarks/likelihood_speed.py --images 100 --samples 500   a thousandth of the draws
 
 The model is trained for one epoch first, so that its logits are those of a model and not of a start; that is
 not part of the time. The result replaces the one in the folder results, unless --dry-run."""

@@ -213,7 +213,7 @@ def test_the_k_curve_rises_to_the_reported_bound(linear: Linear) -> None:
     assert isinstance(curve.se, list)
     assert curve.se[-1] == pytest.approx(bound.se)
     assert curve.values[:3] == sorted(curve.values[:3])
-    # E[log w] = log p(x) - KL(q || posterior): (e - 2) / 2 for each dimension, its variance e times too large.
+    # E[log w] = log p(x) - KL(q || posterior): (e - 2) / 2 for a dimension of e times the variance.
     gap = linear.log_likelihood().mean().item() - curve.values[0]
     draws = linear.model.log_weights(linear.images, 600, seed(9)).detach() - linear.log_likelihood()
     error = draws.std().item() / math.sqrt(draws.numel())
