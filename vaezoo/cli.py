@@ -241,6 +241,8 @@ def command_evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         n=args.n,
         samples=args.samples,
+        likelihood_n=args.likelihood_n,
+        annealing=args.annealing,
         protocol=args.protocol,
         seed=args.seed,
         progress=sys.stderr.isatty(),
@@ -395,6 +397,10 @@ def make_parser() -> Parser:
     command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
     command.add_argument(
         "--samples", type=at_least(1), default=50, help="importance samples of the likelihood bound"
+    )
+    command.add_argument("--likelihood-n", type=at_least(1), default=1000, help="images for that bound")
+    command.add_argument(
+        "--annealing", type=at_least(0), default=0, help="images for annealed importance sampling (slow)"
     )
     command.add_argument(
         "--protocol",

@@ -9,7 +9,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vaezoo
 from vaezoo import testing
 from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
-from vaezoo.evaluation import aggregate, disentanglement, latents, likelihood, reconstruction, sampling
+from vaezoo.evaluation import (
+    aggregate,
+    annealing,
+    disentanglement,
+    latents,
+    likelihood,
+    reconstruction,
+    sampling,
+)
 from vaezoo.evaluation.features import pixel_features
 
 
@@ -25,6 +33,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
             reconstruction.ssim(x, y),
             likelihood.dequantize(x),
             likelihood.bits_per_dimension(x.sum((1, 2, 3)), 10),
+            likelihood.effective_samples(a),
+            likelihood.bound_curve(a, [1, 5, 50]),
+            annealing.log_mean_exp(a),
             pixel_features((3, 32, 32)).extract(x),
             *sampling.moments(a),
             sampling.frechet_distance(*sampling.moments(a), *sampling.moments(b)),
@@ -69,6 +80,7 @@ def test_metrics_of_every_model_stay_on_the_device(name: str) -> None:
             *sampling.precision_recall(reals, fakes),
         ]
         if not q.deterministic:
+            outputs.append(model.log_weights(x, 3))
             outputs += [model.rate(q, q.sample()), latents.active_units(q.mean)]
         if model.latent.codes is not None:
             z = q.draw()
