@@ -233,7 +233,7 @@ def command_fit_prior(args: argparse.Namespace) -> None:
 
 def command_evaluate(args: argparse.Namespace) -> None:
     from vaezoo.evaluation import evaluate
-    from vaezoo.plots import save_pictures
+    from vaezoo.plots import captioned, save_pictures
 
     model, data = load_run(args)
     report = evaluate(
@@ -247,7 +247,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    report.save_pages(folder, save_pictures(model, data, folder, args.split, args.seed))
+    report.save_pages(folder, captioned(save_pictures(model, data, folder, args.split, args.seed)))
     print(report.table())
     print(f"\nReport and pictures: {folder}/report.html")
 

@@ -19,7 +19,7 @@ from vaezoo.errors import CheckpointError, VaezooError, unknown
 from vaezoo.evaluation import Report, evaluate
 from vaezoo.evaluation.html import comparison_page
 from vaezoo.evaluation.side_by_side import Reports, SideBySide, side_by_side
-from vaezoo.plots import PICTURES, overview, save_pictures
+from vaezoo.plots import PICTURES, captioned, overview, save_pictures
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, seeded
 from vaezoo.registry import MODELS, create
@@ -309,5 +309,6 @@ def _one(
         prior_options = {"seed": seed, **plan["prior"]}
         fit_prior(model, data, out=folder, resume=(folder / "prior" / STATE).exists(), **run, **prior_options)
     report = evaluate(model, data, seed=seed, **evaluation)
-    report.save_pages(folder, save_pictures(model, data, folder, report.header["split"], seed))
+    pictures = save_pictures(model, data, folder, report.header["split"], seed)
+    report.save_pages(folder, captioned(pictures))  # report.json last, because it says that all is done
     return report

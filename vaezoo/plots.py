@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -25,8 +24,15 @@ from vaezoo.random import derive, generator, seeded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What `save_pictures` draws, each where it applies.
-PICTURES = ("reconstructions", "samples", "nearest", "traversals", "interpolations", "latent_map")
+#: What `save_pictures` draws, each where it applies, and what it shows.
+PICTURES = {
+    "reconstructions": "inputs, below them their reconstructions, below these the absolute errors",
+    "samples": "samples from the model's own prior",
+    "nearest": "a sample in the first column, then its nearest training images in pixels",
+    "traversals": "a latent dimension for each row, those of the greatest rate first",
+    "interpolations": "from one image of the split to another",
+    "latent_map": "means of q(z|x), a point for each image",
+}
 
 SMALLEST_TILE = 48  # pixels; smaller images are enlarged by a whole factor to at least this
 BLOCK = 512  # training images that are compared at a time
@@ -281,8 +287,7 @@ def latent_map(
 
     Args:
         plane: from `latent_plane`.
-        values: what to colour by, [N]: up to 10 different values have a colour each, and their name stands
-            at their median; more share a scale.
+        values: what to colour by, [N]: up to 10 different values have a colour each, more share a scale.
         name: of what `values` are.
         names: of the values, by number; () where they are numbers.
     """
@@ -306,12 +311,11 @@ def latent_map(
         else:
             for colour, value in zip(COLOURS, different):
                 here = points[which == value]
-                axes.scatter(here[:, 0], here[:, 1], s=size, color=colour, linewidth=0)
                 label = names[int(value)] if names else f"{value:g}"
-                box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour}
-                middle = np.median(here, 0).tolist()
-                axes.annotate(label, middle, bbox=box, fontsize=8, ha="center", va="center", parse_math=False)
-            axes.set_title(f"by {name}" if name else "", fontsize=9, parse_math=False)
+                axes.scatter(here[:, 0], here[:, 1], s=size, color=colour, linewidth=0, label=label)
+            legend = figure.legend(title=name, loc="outside lower center", ncols=5, fontsize=8, markerscale=2)
+            for text in (legend.get_title(), *legend.get_texts()):
+                text.set_parse_math(False)
     axes.set_xlabel(plane.titles[0])
     axes.set_ylabel(plane.titles[1])
     return figure
@@ -373,6 +377,11 @@ def save_pictures(
             map_ = latent_map(plane, *colouring(data, chosen))
             paths["latent_map"] = save_figure(map_, folder / "latent_map.png")
     return paths
+
+
+def captioned(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """What `save_pictures` returns, by names that say what is to be seen."""
+    return {f"{name}: {PICTURES[name]}": path for name, path in paths.items()}
 
 
 def overview(models: Mapping[str, Autoencoder], split: Split, path: str | Path, seed: int = 0) -> Path:

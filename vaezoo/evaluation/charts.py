@@ -226,6 +226,8 @@ def _iso_elbo(axes: Any) -> None:
         axes.plot(
             [start, end], [total - start, total - end], color=INK, linewidth=0.6, linestyle="--", alpha=0.5
         )
+        if total - start < bottom + 0.08 * (top - bottom):
+            continue  # there is no room for its number
         axes.annotate(
             f"ELBO {-total:.5g}",
             (start, total - start),

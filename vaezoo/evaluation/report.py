@@ -249,7 +249,7 @@ def with_error(value: float, error: float | None) -> str:
     """231.53 ± 0.15: the error to two digits, the value to the same place; four digits without an error."""
     if not error or not math.isfinite(error):
         return f"{value:.4g}"
-    if error < 1e-4 or max(abs(value), error) >= 1e6:  # positions would take more room than they say
+    if error < 1e-6 or max(abs(value), error) >= 1e6:  # positions would take more room than they say
         return f"{value:.4g} ± {error:.2g}"
     places = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{places}f} ± {error:.{places}f}"

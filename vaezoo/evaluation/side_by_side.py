@@ -167,7 +167,9 @@ class SideBySide:
             shown.append(
                 "value ± standard error of one run" + (", of models with one seed" if self.by_seeds else "")
             )
-        reference = "the best" if self.baseline is None else f"the baseline, {self.baseline}"
+        what = "; ".join(shown).capitalize() + "."
+        if len(self.seeds) == 1:
+            return what
         rules = []
         if sum(n > 1 for n in self.seeds.values()) > 1:
             rules.append("Welch's t interval over seeds, unpaired")
@@ -178,20 +180,19 @@ class SideBySide:
                 "between single runs a normal interval from the two standard errors, which knows nothing "
                 "of the spread over seeds"
             )
-        first = (
-            f"{best}: the best mean. ≈: within noise of it"
+        marks = (
+            f"{best}: the best mean; ≈: within noise of it; −: worse"
             if self.baseline is None
-            else f"≈: within noise of {reference}; +: better than it, −: worse, ≠: different"
+            else f"Beside the baseline, {self.baseline}, ≈: within noise of it; +: better; −: worse; ≠: other"
         )
         parts = [
-            "; ".join(shown).capitalize() + ".",
-            f"{first}: the {CONFIDENCE:.0%} interval of the difference from it holds 0 ({'; '.join(rules)}).",
-            "Unmarked: worse by more than noise." if self.baseline is None else "",
-            "?: no error is known, so nothing can be said.",
+            what,
+            f"{marks}; ?: no error is known, so nothing can be said.",
+            f"Within noise: the {CONFIDENCE:.0%} interval of the difference holds 0 ({'; '.join(rules)}).",
             "Each difference is judged by itself, without a correction for their number: of twenty between "
             "equals one will look real.",
         ]
-        return " ".join(part for part in parts if part)
+        return " ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: every row with the values of every seed, their mean, spread, verdict and interval."""
