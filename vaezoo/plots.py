@@ -340,7 +340,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture format
         raise VaezooError(f"could not write {path}: {error}") from None
     return path
