@@ -57,7 +57,7 @@ class Detail:
     """The numbers behind a metric, along one axis or two, for pictures and for further analysis.
 
     Attributes:
-        values: finite, [n] or [n][m].
+        values: finite, [n] or [n, m].
         axes: what the indices run over, one name for each axis: ("dimension", "factor").
         labels: names along each axis; () for all, or for one axis, where they are numbered from 0.
         unit: as in `Metric`.
