@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vaezoo
 from vaezoo import testing
+from vaezoo.data.splits import ResidentSplit
 from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
 from vaezoo.evaluation import (
     aggregate,
@@ -19,6 +20,7 @@ from vaezoo.evaluation import (
     sampling,
 )
 from vaezoo.evaluation.features import pixel_features
+from vaezoo.plots import nearest_images, rank_dimensions
 
 
 def test_every_pure_function_stays_on_the_device() -> None:
@@ -87,4 +89,7 @@ def test_metrics_of_every_model_stay_on_the_device(name: str) -> None:
             levels = z if isinstance(z, tuple) else (z,)
             outputs += [perplexity(code_counts(level, model.latent.codes)) for level in levels]
             outputs.append(model.log_prob(x))
+        outputs.append(rank_dimensions(model, x).order)
+        found = nearest_images(generated, ResidentSplit((255 * x).byte()), 3)
+        outputs += [found.images, found.indices, found.distances]
     assert {output.device.type for output in outputs} == {"cuda"}

@@ -7,7 +7,8 @@
 `suite.py` reads as the whole; each question has a file of pure functions from arrays to numbers.
 """
 
-from vaezoo.evaluation.report import Metric, Report, Skipped
+from vaezoo.evaluation.report import Detail, Metric, Report, Skipped
+from vaezoo.evaluation.side_by_side import SideBySide
 from vaezoo.evaluation.suite import AXES, evaluate
 
-__all__ = ["AXES", "Metric", "Report", "Skipped", "evaluate"]
+__all__ = ["AXES", "Detail", "Metric", "Report", "SideBySide", "Skipped", "evaluate"]
