@@ -82,10 +82,11 @@ def summarise(reports: dict[str, dict[int, Report]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--train", nargs="+", choices=MODELS, help="train these alone, and evaluate nothing")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="of --train")
     parser.add_argument("--out", type=Path, default=Path("runs/sprites_disentanglement"))
     args = parser.parse_args()
     data = vaezoo.load_data("sprites", **DATA)
-    for seed in SEEDS:
+    for seed in args.seeds if args.train else SEEDS:
         for name in args.train or MODELS:
             train(name, seed, data, args.out / f"{name}-{seed}")
     if args.train:
