@@ -98,10 +98,15 @@ class BitImages(ResidentImages):
 
     binary = True
 
+    def __init__(self, values: Tensor, shape: tuple[int, int, int]) -> None:
+        super().__init__(values, shape)
+        # A look-up in all 256 bytes takes half the time of shifts.
+        byte = torch.arange(256, device=values.device).unsqueeze(1)
+        self._pixels_of_byte = ((byte >> torch.arange(7, -1, -1, device=values.device)) & 1).byte() * 255
+
     def gather(self, numbers: Tensor) -> Tensor:
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)
-        bits = (self._values.index_select(0, numbers).unsqueeze(2) >> shifts) & 1
-        return bits.flatten(1)[:, : math.prod(self.shape)].unflatten(1, self.shape) * 255
+        bits = self._pixels_of_byte.index_select(0, self._values.index_select(0, numbers).flatten().int())
+        return bits.view(len(numbers), -1)[:, : math.prod(self.shape)].unflatten(1, self.shape)
 
 
 class FileImages(Images):
@@ -125,11 +130,14 @@ class FileImages(Images):
         return self._size[0]
 
     def gather(self, numbers: Tensor) -> Tensor:
-        # Mapped anew each time, which costs microseconds: a map that is kept would be pickled as a whole for
-        # the workers of a loader.
-        images = np.memmap(self._path, np.uint8, "r", self._offset, self._size)
-        rows = torch.from_numpy(images[numbers.cpu().numpy()])
-        return rows.permute(0, 3, 1, 2).contiguous().to(self.device)
+        # Opened anew each time, which costs little: an open file could not be sent to a loader's workers.
+        rows = torch.empty(len(numbers), *self._size[1:], dtype=torch.uint8)
+        with self._path.open("rb", buffering=0) as file:
+            for number, row in zip(numbers.tolist(), rows.numpy()):
+                file.seek(self._offset + number * row.nbytes)
+                if file.readinto(row) != row.nbytes:
+                    raise DataError(f"{self._path} could not be read: it ends before image {number}")
+        return rows.to(self.device).permute(0, 3, 1, 2).contiguous()
 
     def to(self, device: torch.device | str) -> FileImages:
         return FileImages(self._path, self._offset, self._size, device)
