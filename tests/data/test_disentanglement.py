@@ -298,6 +298,15 @@ def test_images_are_resized_by_lanczos(tmp_path):
     assert np.array_equal(disentanglement._resized(grey), resized[:, :, 0])
 
 
+def test_cars_stand_upright():
+    images = np.zeros((128, 128, 3, 3, 2), np.uint8)
+    images[64:] = 255  # the lower half
+    resized = disentanglement._car(io.BytesIO(car_content(images)), 3, 2)
+    assert resized.shape == (3, 2, 64, 64, 3)
+    assert (resized[:, :, :24] == 0).all()
+    assert (resized[:, :, 40:] == 255).all()
+
+
 def norb_matrix(path, values, magic):
     sizes = [*values.shape, 1, 1][: max(3, values.ndim)]
     content = np.array([magic, values.ndim, *sizes], "<i4").tobytes() + values.tobytes()

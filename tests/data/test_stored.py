@@ -1,6 +1,7 @@
 """Images in memory, in bits and in files: the same images, however they are kept."""
 
 import io
+import os
 import pickle
 import zipfile
 
@@ -84,7 +85,10 @@ def test_compressed_images_that_do_not_fit_are_unpacked_only_on_request(tmp_path
     monkeypatch.setattr(stored.os, "replace", None)
     again = load_images(source, memory_limit_gb=0, unpack=False)
     assert torch.equal(again.gather(ORDER), EXPECTED[ORDER])
-    # ... unless it is of other images.
+    # ... unless it is older than its source, or of other images.
+    os.utime(tmp_path / "a.unpacked.npy", (0, 0))
+    with pytest.raises(DataError, match="unpack=True"):
+        load_images(source, memory_limit_gb=0, unpack=False)
     np.save(tmp_path / "a.unpacked.npy", PIXELS[:7])
     with pytest.raises(DataError, match="unpack=True"):
         load_images(source, memory_limit_gb=0, unpack=False)
@@ -108,6 +112,22 @@ def test_truncated_files_are_named(tmp_path, kind, uncompressed, limit):
     source.path.write_bytes(content[: len(content) - 600])
     with pytest.raises(DataError, match=rf"{source.path.name} could not be read"):
         load_images(source, memory_limit_gb=limit, unpack=True)
+
+
+def test_a_file_longer_than_its_array_is_refused(tmp_path):
+    source = saved(tmp_path, "npy")
+    with source.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match="it goes on after the last image"):
+        load_images(source, memory_limit_gb=1, unpack=False)
+
+
+def test_a_file_that_was_cut_off_since_it_was_opened_is_named(tmp_path):
+    images = load_images(saved(tmp_path, "npy"), memory_limit_gb=0, unpack=False)
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    assert torch.equal(images.gather(torch.tensor([48])), EXPECTED[48:49])
+    with pytest.raises(DataError, match="it ends before image 49"):
+        images.gather(torch.tensor([48, 49]))
 
 
 def test_a_changed_byte_is_found_by_the_checksum(tmp_path):
