@@ -241,6 +241,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         n=args.n,
         samples=args.samples,
+        features=args.features,
         protocol=args.protocol,
         seed=args.seed,
         progress=sys.stderr.isatty(),
@@ -395,6 +396,12 @@ def make_parser() -> Parser:
     command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
     command.add_argument(
         "--samples", type=at_least(1), default=50, help="importance samples of the likelihood bound"
+    )
+    command.add_argument(
+        "--features",
+        default="auto",
+        help="what images are compared in: mnist, fashion_mnist, sprites, pixels, inception, dinov2; "
+        "default: the first three for their data, else pixels",
     )
     command.add_argument(
         "--protocol",
