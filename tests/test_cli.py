@@ -239,6 +239,7 @@ def test_wrong_input_gets_one_line(line, says, capsys, tmp_path, monkeypatch):
         ("evaluate RUN data.seed=x", "seed"),
         ("evaluate RUN --data sprites", "AE is made for images of shape (1, 8, 8)"),
         ("evaluate RUN --split tset", "invalid choice: 'tset'"),
+        ("evaluate RUN --features pixel", "did you mean 'pixels'"),
         ("traverse RUN --rows 0", "--rows: '0' is not"),
         ("traverse RUN --steps 1", "--steps: '1' is not a whole number of at least 2"),
         ("traverse RUN --data sprites", "AE is made for images of shape (1, 8, 8)"),
@@ -315,10 +316,11 @@ def test_pipeline(images, tmp_path, capsys):
     assert header["info"]["train"]["epochs"] == 2  # what was known before is kept
 
     capsys.readouterr()
-    assert run("evaluate", out, "-n", 10, "--samples", 2) == 0
+    assert run("evaluate", out, "-n", 10, "--samples", 2, "--features", "mnist") == 0
     assert "reconstruction/mse" in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     assert report["header"]["split"] == "test"
+    assert report["header"]["features"]["name"] == "mnist"
     assert (out / "report.md").read_text().startswith("# ae on")
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(list(out.glob("*.png"))) == 6

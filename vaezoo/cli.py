@@ -244,6 +244,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         samples=args.samples,
         likelihood_n=args.likelihood_n,
         annealing=args.annealing,
+        features=args.features,
         protocol=args.protocol,
         seed=args.seed,
         progress=sys.stderr.isatty(),
@@ -434,6 +435,12 @@ def make_parser() -> Parser:
     command.add_argument("--likelihood-n", type=at_least(1), default=1000, help="images for that bound")
     command.add_argument(
         "--annealing", type=at_least(0), default=0, help="images for annealed importance sampling (slow)"
+    )
+    command.add_argument(
+        "--features",
+        default="auto",
+        help="what images are compared in: mnist, fashion_mnist, sprites, pixels, inception, dinov2; "
+        "default: the first three for their data, else pixels",
     )
     command.add_argument(
         "--protocol",

@@ -19,6 +19,8 @@ from vaezoo.evaluation import (
     reconstruction,
     sampling,
 )
+from vaezoo.evaluation.classifiers import Classifier
+from vaezoo.evaluation.dinov2 import DINOv2
 from vaezoo.evaluation.features import pixel_features
 from vaezoo.plots import nearest_images, rank_dimensions
 
@@ -29,19 +31,27 @@ def test_every_pure_function_stays_on_the_device() -> None:
         a, b = (torch.rand(50, 7, device="cuda") for _ in range(2))
         values = torch.zeros(50, 2, dtype=torch.long, device="cuda")
         codes = torch.zeros(6, 4, 4, dtype=torch.long, device="cuda")
+        large = torch.rand(2, 1, 176, 176, device="cuda")
+        with torch.device("cuda"):
+            classifier, vit = Classifier(28, {"class": 10}), DINOv2(64, 1)
         outputs = [
             reconstruction.mse(x, y),
+            reconstruction.l1(x, y),
             reconstruction.psnr(x, y),
             reconstruction.ssim(x, y),
+            reconstruction.ms_ssim(large, large),
             likelihood.dequantize(x),
             likelihood.bits_per_dimension(x.sum((1, 2, 3)), 10),
             likelihood.effective_samples(a),
             likelihood.bound_curve(a, [1, 5, 50]),
             annealing.log_mean_exp(a),
             pixel_features((3, 32, 32)).extract(x),
+            classifier.features(x),
+            vit.features(x),
             *sampling.moments(a),
             sampling.frechet_distance(*sampling.moments(a), *sampling.moments(b)),
             sampling.frechet_variance(a, b),
+            sampling.frechet_variance(a, b, paired=True),
             *sampling.precision_recall(a, b),
             *sampling.density_coverage(a, b),
             latents.active_units(a),

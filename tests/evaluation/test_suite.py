@@ -66,6 +66,33 @@ def test_an_axis_does_not_depend_on_the_others(vae: Autoencoder, digits: ImageDa
         assert alone.skipped == {k: v for k, v in everything.skipped.items() if k.startswith(axis + "/")}
 
 
+def test_features_of_the_images_are_extracted_once_and_shared(vae: Autoencoder, digits: ImageData) -> None:
+    """Images, reconstructions, samples and images of the other split: 150 each."""
+    seen = []
+
+    def corner(x: Tensor) -> Tensor:
+        assert float(x.min()) >= 0
+        assert float(x.max()) <= 1
+        seen.append(len(x))
+        return x[:, 0, 2:5, 2:5].flatten(1)
+
+    report = evaluate(vae, digits, **FAST, features=corner, axes=["reconstruction", "sampling"])
+    assert sum(seen) == 4 * 150
+    assert {"reconstruction/rfd_corner", "sampling/frechet_corner"} <= report.metrics.keys()
+    assert report.header["features"] == {"name": "corner", "hash": None}
+
+
+def test_axes_stay_apart_where_pixels_are_drawn_anew() -> None:
+    """Training images that are binarised dynamically: the same draw, whichever axis asks for them."""
+    data = load_data("digits", binarize="dynamic")
+    torch.manual_seed(0)
+    model = vaezoo.create("vae", image_shape=(1, 8, 8), latent_dim=3)
+    everything = evaluate(model, data, **FAST, split="train", axes=["reconstruction", "sampling"])
+    for axis in ("reconstruction", "sampling"):
+        alone = evaluate(model, data, **FAST, split="train", axes=[axis])
+        assert alone.metrics == {k: v for k, v in everything.metrics.items() if k.startswith(axis + "/")}
+
+
 def test_averages_are_over_images_whatever_the_batch_size(vae: Autoencoder, digits: ImageData) -> None:
     options = {**FAST, "n": 10_000, "axes": ["reconstruction"]}
     reports = [evaluate(vae, digits, **{**options, "batch_size": size}) for size in (180, 100, 7)]
@@ -86,7 +113,9 @@ def test_every_model_of_the_registry(name: str, digits: ImageData) -> None:
     report = evaluate(model, digits, **FAST)
     assert report.header["model"]["name"] == name
     assert Report.from_dict(json.loads(report.to_json())) == report
-    assert {"reconstruction/mse", "reconstruction/psnr", "reconstruction/ssim"} <= set(report.metrics)
+    measured = {f"reconstruction/{metric}" for metric in ("mse", "l1", "psnr", "ssim", "rfd_pixels8x8")}
+    assert measured <= set(report.metrics)
+    assert report.header["features"]["name"] == "pixels8x8"
     assert report.skipped["disentanglement/mig"] == "digits has no ground-truth factors"
     if model.prior is None:
         assert "fit_prior" in report.skipped["likelihood/elbo"]
@@ -208,6 +237,7 @@ def test_values_that_are_not_finite_are_never_metrics(vae: Autoencoder, digits: 
         list(vae.parameters())[-1].fill_(float("nan"))
     report = evaluate(vae, digits, **FAST, axes=["reconstruction", "likelihood", "sampling"])
     assert "not finite" in report.skipped["reconstruction/mse"]
+    assert "not finite" in report.skipped["reconstruction/rfd_pixels8x8"]
     assert "not finite" in report.skipped["likelihood/log_likelihood"]
     for name in ("frechet", "precision", "recall", "density", "coverage"):
         assert "not finite" in report.skipped[f"sampling/{name}_pixels8x8"]

@@ -12,7 +12,11 @@ from torch.distributions import Distribution, Independent, constraints
 
 from vaezoo.autoencoder import Autoencoder, LatentShape
 from vaezoo.distributions import DiagonalGaussian
-from vaezoo.evaluation.reconstruction import mse, psnr, ssim
+from vaezoo.evaluation.features import Features
+from vaezoo.evaluation.lpips import Lpips
+from vaezoo.evaluation.reconstruction import MS_SSIM_SMALLEST, l1, ms_ssim, mse, psnr, ssim
+from vaezoo.evaluation.report import Skipped
+from vaezoo.evaluation.sampling import extract
 from vaezoo.inference import evaluation_mode
 
 Measure = Literal["binary", "levels", "density"]
@@ -23,8 +27,11 @@ class Observed:
     """What the pass collects, on the model's device.
 
     Attributes:
-        per_image: by name, one number for each image, [N]: "mse", "psnr", "ssim", "distortion" and, if it was
-            asked for and the model has a prior, "rate".
+        per_image: by name, one number for each image, [N]: "mse", "l1", "psnr", "distortion"; "ssim" and
+            "ms_ssim" if the images are large enough; if they were asked for "lpips" and, if the model has a
+            prior, "rate".
+        features_real, features_reconstructed: of the images and of their reconstructions, [N, d], if features
+            were given.
         means: mean of q(z|x), [N, D], where the latent is one vector.
         draws: the z ~ q(z|x) that the distortion was measured at, [N, D], where the latent is one vector.
         log_variances: of q(z|x), [N, D], where it is a diagonal Gaussian.
@@ -38,6 +45,8 @@ class Observed:
     """
 
     per_image: dict[str, Tensor]
+    features_real: Tensor | None
+    features_reconstructed: Tensor | None
     means: Tensor | None
     draws: Tensor | None
     log_variances: Tensor | None
@@ -60,6 +69,8 @@ def observe(
     images: Iterator[Tensor],
     generator: torch.Generator | None = None,
     rate: bool = True,
+    features: Features | None = None,
+    lpips: Lpips | Skipped | None = None,
 ) -> Observed:
     """Encode and decode every image once at a draw of q(z|x) and once at its mean.
 
@@ -68,10 +79,14 @@ def observe(
         images: batches [B, C, H, W]; at least one.
         generator: draws z.
         rate: measure the rate too, which takes a pass through the prior.
+        features: extract these of images and reconstructions.
+        lpips: from `make_lpips`; measured too, if it is not skipped.
     """
     latent = model.latent
     columns: dict[str, list[Tensor]] = {}
-    vectors: dict[str, list[Tensor]] = {"means": [], "draws": [], "log_variances": []}
+    vectors: dict[str, list[Tensor]] = {
+        name: [] for name in ("features_real", "features_reconstructed", "means", "draws", "log_variances")
+    }
     codes: list[tuple[Tensor, ...]] = []
     binary: list[Tensor] = []
     eight_bit: list[Tensor] = []
@@ -83,11 +98,19 @@ def observe(
             reconstruction = model.decode(q.mean).mean
             row = {
                 "mse": mse(reconstruction, x),
+                "l1": l1(reconstruction, x),
                 "psnr": psnr(reconstruction, x),
                 "distortion": -p.log_prob(x),
             }
             if min(x.shape[-2:]) >= 3:
                 row["ssim"] = ssim(reconstruction, x)
+            if min(x.shape[-2:]) >= MS_SSIM_SMALLEST:
+                row["ms_ssim"] = ms_ssim(reconstruction, x)
+            if callable(lpips):
+                row["lpips"] = lpips(reconstruction.clamp(0, 1), x)
+            if features is not None:
+                vectors["features_real"].append(extract(features, [x]))
+                vectors["features_reconstructed"].append(extract(features, [reconstruction]))
             if rate and model.prior is not None:
                 row["rate"] = model.rate(q, z)
             for name, values in row.items():

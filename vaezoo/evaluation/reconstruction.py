@@ -8,13 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaezoo.evaluation.report import Results, Skipped, average
+from vaezoo.evaluation.report import Metric, Result, Results, Skipped, average
+from vaezoo.evaluation.sampling import frechet_distance, frechet_variance, moments
 
 if TYPE_CHECKING:
+    from vaezoo.evaluation.features import Features
+    from vaezoo.evaluation.lpips import Lpips
     from vaezoo.evaluation.observe import Observed
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+MS_SSIM_SMALLEST = SSIM_WINDOW << (len(MS_SSIM_POWERS) - 1)
 MSE_FLOOR = 1e-10
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Absolute error of each image, averaged over its channels and pixels. a, b [B, C, H, W] -> [B]."""
+    return (a - b).abs().flatten(1).mean(1)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -36,6 +46,25 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     lies inside the image. Smaller images have the largest odd window that fits, with sigma in proportion.
     a, b [B, C, H, W], with H and W at least 3.
     """
+    return similarity(a, b)[0]
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Multi-scale structural similarity of each image (Wang et al. 2003), for images with range 1: [B].
+
+    Contrast and structure at five scales, each half as large as the one before, and luminance at the last,
+    to the paper's powers. As elsewhere, factors below 0 count as 0, since their powers do not exist.
+    a, b [B, C, H, W], with H and W at least 176, so that the window of 11x11 fits at every scale.
+    """
+    result = torch.ones(len(a), device=a.device, dtype=a.dtype)
+    for power in MS_SSIM_POWERS[:-1]:
+        result = result * similarity(a, b)[1].clamp_min(0) ** power
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return result * similarity(a, b)[0].clamp_min(0) ** MS_SSIM_POWERS[-1]
+
+
+def similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM of each image, and the mean of its factor of contrast and structure, [B] each. See `ssim`."""
     height, width = a.shape[-2:]
     size = ssim_window(height, width)
     offsets = torch.arange(size, device=a.device, dtype=a.dtype) - size // 2
@@ -53,7 +82,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return (luminance * structure).flatten(1).mean(1)
+    return (luminance * structure).flatten(1).mean(1), structure.flatten(1).mean(1)
 
 
 def ssim_window(height: int, width: int) -> int:
@@ -61,17 +90,50 @@ def ssim_window(height: int, width: int) -> int:
     return min(SSIM_WINDOW, height - 1 + height % 2, width - 1 + width % 2)
 
 
-def measure_reconstruction(observed: Observed) -> Results:
-    """Errors of the means of p(x|z) at the mean of q(z|x), and the distortion at a draw of q(z|x)."""
+def measure_reconstruction(observed: Observed, features: Features, lpips: Lpips | Skipped) -> Results:
+    """Errors of the means of p(x|z) at the mean of q(z|x), and the distortion at a draw of q(z|x).
+
+    Args:
+        observed: with the features of images and reconstructions.
+        features: what those are.
+        lpips: what measured it, or why nothing did.
+    """
     columns = observed.per_image
+    window = ssim_window(*observed.shape[1:])
     results: Results = {
         "mse": average(columns["mse"], "per pixel", "lower"),
+        "l1": average(columns["l1"], "per pixel", "lower"),
         "psnr": average(columns["psnr"], "dB", "higher", "mean over images of each image's PSNR"),
+        "ssim": Skipped("images are smaller than the smallest window, 3x3"),
+        "ms_ssim": Skipped(
+            f"five scales need images of at least {MS_SSIM_SMALLEST}x{MS_SSIM_SMALLEST} pixels"
+        ),
     }
-    window = ssim_window(*observed.shape[1:])
     if "ssim" in columns:
         results["ssim"] = average(columns["ssim"], "", "higher", f"Gaussian window {window}x{window}")
+    if "ms_ssim" in columns:
+        results["ms_ssim"] = average(columns["ms_ssim"], "", "higher", "five scales")
+    if isinstance(lpips, Skipped):
+        results["lpips"] = lpips
     else:
-        results["ssim"] = Skipped("images are smaller than the smallest window, 3x3")
+        results["lpips"] = average(columns["lpips"], "", "lower", "version 0.1, AlexNet")
+    name = "rfid" if features.is_inception else f"rfd_{features.name}"
+    results[name] = _reconstruction_frechet(observed, features)
     results["distortion"] = average(columns["distortion"], "nats per image", "lower", "at z ~ q(z|x)")
     return results
+
+
+def _reconstruction_frechet(observed: Observed, features: Features) -> Result:
+    """Frechet distance between the features of the images and those of their own reconstructions."""
+    real, reconstructed = observed.features_real, observed.features_reconstructed
+    assert real is not None, "the pass was given features"
+    assert reconstructed is not None
+    if len(real) < 2:
+        return Skipped("a covariance needs at least 2 images")
+    if not bool(reconstructed.isfinite().all()):
+        return Skipped("some features of the reconstructions are not finite")
+    value = frechet_distance(*moments(reconstructed), *moments(real))
+    se = frechet_variance(reconstructed, real, paired=True).sqrt()
+    squared, error = torch.stack([value, se]).tolist()
+    note = "; ".join(filter(None, [features.note, "se by the delta method, over pairs"]))
+    return Metric(squared, len(real), "squared distance", error, "lower", note)

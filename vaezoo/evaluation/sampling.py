@@ -49,15 +49,21 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
 
 
-def frechet_variance(features1: Tensor, features2: Tensor) -> Tensor:
+def frechet_variance(features1: Tensor, features2: Tensor, paired: bool = False) -> Tensor:
     """Sampling variance of the Frechet distance of two sets of features [N, d] and [M, d]. Scalar.
 
     By the delta method: the variance of each row's influence on the distance, over the number of rows. Where
     the two distributions are the same the influence vanishes, and this is somewhat too large.
+
+    Args:
+        features1, features2: drawn independently, unless they are
+        paired: N = M, and row i of one belongs to row i of the other, as a reconstruction does to its image.
     """
     (mean1, cov1), (mean2, cov2) = moments(features1), moments(features2)
     influence1 = _influence(features1, mean1, cov1, mean2, cov2)
     influence2 = _influence(features2, mean2, cov2, mean1, cov1)
+    if paired:
+        return (influence1 + influence2).var() / len(features1)
     return influence1.var() / len(features1) + influence2.var() / len(features2)
 
 

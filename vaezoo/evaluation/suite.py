@@ -24,6 +24,7 @@ from vaezoo.evaluation.disentanglement import METRICS, PROTOCOLS, Protocol, meas
 from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
+from vaezoo.evaluation.lpips import make_lpips
 from vaezoo.evaluation.observe import is_vector, observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
@@ -45,7 +46,7 @@ def evaluate(
     samples: int = 50,
     likelihood_n: int = 1000,
     annealing: int = 0,
-    features: str | nn.Module | Callable[[Tensor], Tensor] = "pixels",
+    features: str | nn.Module | Callable[[Tensor], Tensor] = "auto",
     axes: Collection[str] | None = None,
     protocol: str = "quick",
     seed: int = 0,
@@ -66,8 +67,10 @@ def evaluate(
         likelihood_n: images for that bound.
         annealing: images for annealed importance sampling, which needs no q(z|x) but some seconds for each
             image; 0: not measured.
-        features: what generated and real images are compared in: "pixels", "inception" (then the distance is
-            FID), or your own module or function [B, C, H, W] -> [B, d].
+        features: what images are compared in: "auto" (the classifier that comes with the package for the
+            data set, "mnist", "fashion_mnist" or "sprites", else "pixels"), one of these by name,
+            "inception" (then the distance is FID), "dinov2", or your own module or function
+            [B, C, H, W] -> [B, d].
         axes: some of `AXES`; None: all.
         protocol: counts of the disentanglement metrics: "locatello2019", those of the paper; "quick",
             smaller ones, not to be compared with published numbers.
@@ -100,18 +103,28 @@ def evaluate(
             f"the model takes images {tuple(model.config.image_shape)}, those of {data.name} are "
             f"{tuple(data.image_shape)} (channels, height, width)"
         )
-    compared = make_features(features, data.image_shape, device) if "sampling" in chosen else None
+    compared = make_features(features, data.image_shape, device, data.name)
+    reconstructs = "reconstruction" in chosen
+    lpips = make_lpips(data.image_shape, device) if reconstructs else Skipped("not asked for")
     images = data.splits[split].subset(n, derive(seed, "images"))
     run = Run(model, device, weights.dtype, seed, batch_size, progress)
 
     results: dict[str, Results] = {}
     with evaluation_mode(model), full_precision():
+        real = None
         if {"reconstruction", "likelihood", "latents"} & set(chosen):
             with run.seeded("observe"):
-                passing = run.batches(images, "images")
-                observed = observe(model, passing, run.generator("posterior"), rate="likelihood" in chosen)
-        if "reconstruction" in chosen:
-            results["reconstruction"] = measure_reconstruction(observed)
+                observed = observe(
+                    model,
+                    run.batches(images, "images"),
+                    run.generator("posterior"),
+                    rate="likelihood" in chosen,
+                    features=compared if reconstructs else None,
+                    lpips=lpips,
+                )
+            real = observed.features_real
+        if reconstructs:
+            results["reconstruction"] = measure_reconstruction(observed, compared, lpips)
         if "likelihood" in chosen:
             with run.seeded("likelihood"):
                 few = run.batches(images.first(likelihood_n), "likelihood")
@@ -122,10 +135,13 @@ def evaluate(
                 few = run.batches(images.first(annealing), "annealing")
                 chains = derive(seed, "chains")
                 results["likelihood"] |= measure_annealing(model, observed, few, chains)
-        if compared is not None:
+        if "sampling" in chosen:
+            if real is None:
+                with run.seeded("observe"):  # the pixels of that pass, where they are binarised dynamically
+                    real = extract(compared, run.batches(images, "features"))
             with run.seeded("sampling"):
                 other = data.validation if split == "train" else data.train
-                results["sampling"] = _sampling(run, compared, images, other)
+                results["sampling"] = _sampling(run, compared, real, other)
         if "latents" in chosen:
             results["latents"] = {
                 **measure_latents(observed, run.generator("resamples")),
@@ -145,7 +161,7 @@ def evaluate(
         "samples": samples,
         "likelihood_n": min(likelihood_n, len(images)),
         "annealing": min(annealing, len(images)),
-        "features": compared.name if compared is not None else None,
+        "features": compared.header(),
         "protocol": protocol,
         "axes": [axis for axis in AXES if axis in chosen],
         "seed": seed,
@@ -201,23 +217,24 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolution
 
 
-def _sampling(run: Run, features: Features, images: Split, other: Split) -> Results:
-    """Samples from the model's prior against the images; as many images of another split for the floor."""
+def _sampling(run: Run, features: Features, real: Tensor, other: Split) -> Results:
+    """Samples from the model's prior against as many images, whose features are `real`, [N, d]; and as many
+    images of another split for the floor."""
     try:
         run.model.require_prior()
     except NotFittedError as error:
         return dict.fromkeys(sampling_names(features), Skipped(str(error)))
     draws = run.generator("samples")
-    starts = range(0, len(images), run.batch_size)
+    starts = range(0, len(real), run.batch_size)
     generated = (
-        run.model.sample(min(run.batch_size, len(images) - start), draws)
+        run.model.sample(min(run.batch_size, len(real) - start), draws)
         for start in tqdm(starts, desc="samples", disable=not run.progress, leave=False)
     )
-    reference = other.subset(len(images), derive(run.seed, "reference"))
+    reference = other.subset(len(real), derive(run.seed, "reference"))
     return measure_sampling(
         features,
         extract(features, generated),
-        extract(features, run.batches(images, "features")),
+        real,
         extract(features, run.batches(reference, "features")),
     )
 
