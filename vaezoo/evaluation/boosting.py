@@ -193,8 +193,8 @@ class Tree:
         if depth > 1:
             self.left[members] = False
             self.left[left] = True
-            side = self.left[order].ravel()
             flat = order.ravel()
+            side = self.left.take(flat)
             orders = (
                 flat.compress(side).reshape(len(order), -1),
                 flat.compress(~side).reshape(len(order), -1),
