@@ -9,5 +9,14 @@
 
 from vaezoo.evaluation.report import Metric, Report, Skipped
 from vaezoo.evaluation.suite import AXES, evaluate
+from vaezoo.evaluation.udr import Ranking, unsupervised_disentanglement_ranking
 
-__all__ = ["AXES", "Metric", "Report", "Skipped", "evaluate"]
+__all__ = [
+    "AXES",
+    "Metric",
+    "Ranking",
+    "Report",
+    "Skipped",
+    "evaluate",
+    "unsupervised_disentanglement_ranking",
+]
