@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
 BINS = 20
 NEIGHBOURS = 10
@@ -57,7 +58,7 @@ class Information:
         def value(information: Tensor, entropies: Tensor) -> Tensor:
             return score(information.clamp_min(0), entropies)
 
-        by_information, by_entropy = torch.func.jacrev(value, (0, 1))(information, entropies)
+        by_information, by_entropy = jacobian(value, (information, entropies))
         influence = torch.einsum("fnd,...df->...n", self.pointwise, by_information.to(self.pointwise))
         influence = influence + by_entropy.to(self.surprisal) @ self.surprisal
         error = influence.std(-1) / influence.shape[-1] ** 0.5
@@ -68,14 +69,13 @@ class Information:
         delta method: ratios of numbers near 0.
 
         Args:
-            score: as for `measure`.
+            score: scalar, of a batch of [D, F] and [F] too.
             noise: standard normal, [draws, N]."""
         n = noise.shape[1]
         pointwise = self.pointwise - self.pointwise.mean(1, keepdim=True)
         moved = torch.einsum("bn,fnd->bdf", noise, pointwise) / n + self.pointwise.mean(1).T
         entropies = self.entropies + noise @ (self.surprisal - self.entropies.unsqueeze(1)).T / n
-        values = torch.func.vmap(score)(moved.clamp_min(0), entropies)
-        return score(self.matrix, self.entropies), values.std(0)
+        return score(self.matrix, self.entropies), score(moved.clamp_min(0), entropies).std(0)
 
 
 # --- Estimators ------------------------------------------------------------------------------------------
@@ -155,6 +155,7 @@ def neighbour_information(
     ordered = codes.gather(0, by_code).T.contiguous()
     n = len(codes)
     place = torch.arange(n, device=codes.device)
+    margin = 4 * torch.finfo(codes.dtype).eps * codes.abs().amax(0)
     pointwise = []
     for values, size in zip(factors.unbind(1), sizes):
         counts = torch.zeros(size, dtype=torch.long, device=codes.device)
@@ -170,9 +171,10 @@ def neighbour_information(
         for smaller in range(neighbours + 1):  # so many of the k nearest are below the point
             low, high = place - smaller, place - smaller + k
             inside = (smaller <= k) & (low >= first) & (high < first + count)
-            reach = torch.maximum(x - x[low.clamp_min(0)], x[high.clamp_max(n - 1)] - x)
+            reach = torch.maximum(x - x[low.clamp_min(0)], x[high.clamp(0, n - 1)] - x)
             radius = torch.where(inside.unsqueeze(1), torch.minimum(radius, reach), radius)
-        # Nearer than the k-th: of all values, the point itself included.
+        # Nearer than the k-th: of all values, the point itself included. The margin is that of rounding.
+        radius = radius - margin
         above = torch.searchsorted(ordered, (x + radius).T.contiguous())
         below = torch.searchsorted(ordered, (x - radius).T.contiguous(), right=True)
         within = (above - below).T.clamp_min(1).double().digamma()
@@ -224,36 +226,36 @@ def modularity(information: Tensor) -> Tensor:
 
 
 def info_modularity(information: Tensor, entropies: Tensor) -> Tensor:
-    """InfoM (Hsu et al. 2023): is what a dimension knows about one factor? Scalar in [0, 1].
+    """InfoM (Hsu et al. 2023): is what a dimension knows about one factor? In [0, 1].
 
     With the share of each factor's entropy that a dimension knows, the greatest share over the sum of the
     dimension's, as a mean over dimensions, rescaled so that equal shares give 0. A dimension that knows
     nothing counts 0.
 
     Args:
-        information: mutual information of active codes and factors, [A, F], F at least 2.
-        entropies: of the factors, [F].
+        information: mutual information of active codes and factors, [..., A, F], F at least 2.
+        entropies: of the factors, [..., F].
     """
-    return _dominance(information / entropies)
+    return _dominance(information / entropies.unsqueeze(-2))
 
 
 def info_compactness(information: Tensor, entropies: Tensor) -> Tensor:
     """InfoC (Hsu et al. 2023): as `info_modularity`, but the greatest share of each factor among dimensions.
 
     Args:
-        information: [A, F], A at least 2.
-        entropies: [F].
+        information: [..., A, F], A at least 2.
+        entropies: [..., F].
     """
-    return _dominance((information / entropies).T)
+    return _dominance((information / entropies.unsqueeze(-2)).mT)
 
 
 def _dominance(shares: Tensor) -> Tensor:
     """Greatest over sum of each row, mean over rows, rescaled from [1 / columns, 1] to [0, 1]."""
-    total = shares.sum(1)
+    total = shares.sum(-1)
     known = total > NO_INFORMATION
-    least = 1 / shares.shape[1]
-    greatest = torch.where(known, shares.amax(1) / torch.where(known, total, 1.0), least)
-    return (greatest.mean() - least) / (1 - least)
+    least = 1 / shares.shape[-1]
+    greatest = torch.where(known, shares.amax(-1) / torch.where(known, total, 1.0), least)
+    return (greatest.mean(-1) - least) / (1 - least)
 
 
 def active_by_range(codes: Tensor) -> Tensor:

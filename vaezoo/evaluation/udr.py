@@ -156,7 +156,7 @@ SIMILARITIES = {"lasso": lasso_weights, "spearman": spearman_correlations}
 
 
 def relative_strength(matrix: Array) -> float:
-    """How nearly one to one the informative dimensions of two models match: in [0, 1] for similarities up to 1.
+    """How nearly one to one the dimensions of two models match: in [0, 1] for similarities up to 1.
 
     Greatest squared over sum of each row, mean over rows; the same of the columns; the mean of both (Duan et
     al. 2020, as in their code). A dimension that nothing matches counts 0.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
 from vaezoo.evaluation.information import BINS, discretize, pointwise_information
 from vaezoo.evaluation.report import Metric, Results, Skipped, average
@@ -53,7 +54,7 @@ def covariance_score(centred: Tensor, score: Callable[[Tensor], Tensor]) -> tupl
     """
     n = len(centred)
     covariance = (centred.T @ centred / (n - 1)).cpu()
-    gradient = torch.func.grad(score)(covariance).to(centred)
+    gradient = jacobian(score, covariance).to(centred)
     influence = ((centred @ gradient) * centred).sum(1)  # up to a constant
     return score(covariance), influence.std().cpu() / n**0.5
 
