@@ -9,7 +9,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vaezoo
 from vaezoo import testing
 from vaezoo.distributions import code_counts, perplexity
-from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
+from vaezoo.evaluation import (
+    information,
+    intervention,
+    latents,
+    likelihood,
+    reconstruction,
+    sampling,
+    unsupervised,
+)
 from vaezoo.evaluation.features import pixel_features
 
 
@@ -19,6 +27,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
         a, b = (torch.rand(50, 7, device="cuda") for _ in range(2))
         values = torch.zeros(50, 2, dtype=torch.long, device="cuda")
         codes = torch.zeros(6, 4, 4, dtype=torch.long, device="cuda")
+        binned = information.binned_information(a, values, (3, 4))
+        untied = information.without_ties(a, b)
+        neighbours = information.neighbour_information(untied, values, (3, 4))
         outputs = [
             reconstruction.mse(x, y),
             reconstruction.psnr(x, y),
@@ -33,10 +44,19 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *sampling.density_coverage(a, b),
             latents.active_units(a),
             perplexity(code_counts(codes, 16)),
-            disentanglement.discretize(a),
-            disentanglement.mutual_information_gap(a, values, (3, 4)),
-            disentanglement.modularity(disentanglement.information_matrix(a, values, (3, 4))),
-            disentanglement.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
+            information.discretize(a),
+            information.active_by_range(a),
+            binned.matrix,
+            binned.matrix_error,
+            information.mutual_information_gap(binned.matrix, binned.entropies),
+            information.modularity(binned.matrix),
+            *neighbours.bootstrap(information.info_modularity, b.T.double()),
+            *neighbours.bootstrap(information.info_compactness, b.T.double()),
+            intervention.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
+            intervention.interventional_robustness(a, values, 4),
+            unsupervised.gaussian_total_correlation(a.T.cov()),
+            unsupervised.gaussian_wasserstein_correlation_norm(a.T.cov()),
+            unsupervised.pairwise_information(a),
         ]
     assert {output.device.type for output in outputs} == {"cuda"}
 

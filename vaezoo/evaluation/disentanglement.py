@@ -301,11 +301,12 @@ def _by_prediction(
         "dci_completeness": ONE_DIMENSION if dims < 2 else None,
     }
     for name, score in scores.items():
+        if undefined[name]:
+            results[name] = undefined[name]
+            continue
         se = error_of_parts([score(part) for part in of_parts]) if of_parts else None
         how_se = BY_PARTS if of_parts else "no se: a factor does not vary in a quarter of the codes"
-        results[name] = undefined[name] or Metric(
-            score(importances), len(x_train), "", se, "higher", f"{note}; {how_se}"
-        )
+        results[name] = Metric(score(importances), len(x_train), "", se, "higher", f"{note}; {how_se}")
     axes = ("dimension", "factor")
     labels = tuple(str(d) for d in range(dims)), tuple(names[i].name for i in used)
     results["dci_importances"] = Detail(importances.tolist(), axes, labels, "", None, "columns sum to 1")
