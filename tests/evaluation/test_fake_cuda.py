@@ -54,8 +54,8 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *neighbours.bootstrap(information.info_compactness, b.T.double()),
             intervention.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
             intervention.interventional_robustness(a, values, 4),
-            unsupervised.gaussian_total_correlation(a.T.cov()),
-            unsupervised.gaussian_wasserstein_correlation_norm(a.T.cov()),
+            unsupervised.gaussian_total_correlation(a.T @ a),
+            unsupervised.gaussian_wasserstein_correlation_norm(a.T @ a),
             unsupervised.pairwise_information(a),
         ]
     assert {output.device.type for output in outputs} == {"cuda"}

@@ -301,8 +301,9 @@ def _by_prediction(
         "dci_completeness": ONE_DIMENSION if dims < 2 else None,
     }
     for name, score in scores.items():
-        if undefined[name]:
-            results[name] = undefined[name]
+        missing = undefined[name]
+        if missing:
+            results[name] = missing
             continue
         se = error_of_parts([score(part) for part in of_parts]) if of_parts else None
         how_se = BY_PARTS if of_parts else "no se: a factor does not vary in a quarter of the codes"
