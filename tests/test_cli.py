@@ -208,6 +208,13 @@ def test_words_of_the_other_commands():
         ("compare ae", "required: --data"),
         ("compare a=3 --data digits", "at least one model"),
         ("compare vae vaee --data digits", "unknown model 'vaee'"),
+        ("compare vae --data digits --seeds 0,x", "--seeds: 'x' is not a whole number of at least 0"),
+        ("compare vae --data digits --seeds 1,1", "seeds=[1, 1] is not valid"),
+        ("compare vae --data digits --baseline ae", "unknown model to compare 'ae'"),
+        ("compare vae runs/a", "names of models or folders of runs, not both: 'vae'"),
+        ("compare runs/a runs/b --data digits", "'data' cannot be given"),
+        ("compare runs/a runs/b beta=3", "'beta=3' cannot be given"),
+        ("compare runs/a runs/b", "no checkpoint at runs/a/model.safetensors"),
         ("compare vae out=3 --data digits", "'out' is not a key=value option of compare"),
         ("compare vae ae.latent_dim=3 --data digits", "'ae.latent_dim'"),
         ("compare vae evaluate.m=3 --data digits", "unknown option of evaluate 'm'"),
@@ -313,6 +320,8 @@ def test_pipeline(images, tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     assert report["header"]["split"] == "test"
     assert (out / "report.md").read_text().startswith("# ae on")
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(out.glob("*.png"))) == 6
 
     for line, size in (
         (["sample", out, "-n", 15], (502, 102)),
@@ -384,6 +393,21 @@ def test_compare(images, tmp_path, capsys):
     assert f"{out}/report.md" in said
     assert read_header(out / "vae" / WEIGHTS)["config"]["kl_warmup_steps"] == 2
     assert set(json.loads((out / "report.json").read_text())) == {"ae", "vae"}
+    # The same once more, from what is there.
+    again = tmp_path / "again"
+    assert run("compare", out / "vae", out / "ae", "--baseline", "ae", "--out", again) == 0
+    said = capsys.readouterr().out
+    assert "Beside the baseline, ae" in said
+    assert f"{again}/report.html" in said
+    assert json.loads((again / "comparison.json").read_text())["baseline"] == "ae"
+
+
+def test_compare_over_seeds(images, tmp_path, capsys):
+    out = tmp_path / "compare"
+    line = ["compare", "vae", *SMALL, "batch_size=32", "evaluate.n=10", "evaluate.samples=2"]
+    assert run(*line, "--data", images, "--epochs", 1, "--seeds", "0,3", "--out", out) == 0
+    assert "vae (2 seeds)" in capsys.readouterr().out
+    assert read_header(out / "vae-seed3" / WEIGHTS)["info"]["train"]["seed"] == 3
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 import vaezoo
 from vaezoo.checkpoint import WEIGHTS, read_header
-from vaezoo.comparison import table
+from vaezoo.comparison import compare_runs, table
 from vaezoo.config import split_options
 from vaezoo.errors import CheckpointError, VaezooError
+from vaezoo.evaluation.side_by_side import side_by_side
 
 OPTIONS = {
     "epochs": 2,
@@ -54,10 +57,14 @@ def test_what_it_writes(compared):
     out, reports = compared
     assert list(reports) == ["vae", "vq_vae"]
     for name in reports:
-        for picture in ("reconstructions", "samples", "traversals", "interpolations"):
+        for picture in ("reconstructions", "samples", "nearest", "traversals", "interpolations"):
             assert Image.open(out / name / f"{picture}.png").size[0] > 100
+        assert (out / name / "report.html").exists()
     summary = json.loads((out / "report.json").read_text())
-    assert summary["vae"]["metrics"].keys() == reports["vae"].metrics.keys()
+    assert summary["vae"]["metrics"].keys() == reports["vae"][0].metrics.keys()
+    rows = json.loads((out / "comparison.json").read_text())["rows"]
+    assert [row["metric"] for row in rows] == [row.metric for row in side_by_side(reports).rows]
+    assert 'href="vq_vae/report.html"' in (out / "report.html").read_text()
     page = (out / "report.md").read_text()
     assert "# 2 models on digits" in page
     assert "![samples](vq_vae/samples.png)" in page
@@ -85,16 +92,13 @@ def test_what_is_done_is_not_done_again(compared, data):
     before = times(out)
     again = vaezoo.compare(["vae", "vq_vae"], data, out, **OPTIONS)
     assert times(out) == before
-    assert {name: report.to_dict() for name, report in again.items()} == {
-        name: report.to_dict() for name, report in reports.items()
-    }
+    assert again == reports
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"epochs": 3},
-        {"seed": 1},
         {"model_options": {"vae": {"latent_dim": 4, "epochs": 1}}},
         {"evaluation": {"n": 30}},
     ],
@@ -159,6 +163,12 @@ def test_a_run_of_somebody_else_is_not_touched(data, tmp_path):
         (["vae"], {"evaluation": {"m": 3}}, "unknown option of evaluate 'm'"),
         (["vae"], {"evaluation": {"seed": 3}}, "unknown option of evaluate 'seed'"),
         (["vae"], {"evaluation": {"features": len}}, "features=<built-in function len>"),
+        (["vae"], {"baseline": "ae"}, "unknown model to compare 'ae'"),
+        (["vae"], {"seeds": []}, "seeds=[] is not valid"),
+        (["vae"], {"seeds": [1, 1]}, "seeds=[1, 1] is not valid"),
+        (["vae"], {"seeds": [-1]}, "seeds=[-1] is not valid"),
+        (["vae"], {"seed": 1}, "such as seeds=[0, 1]"),
+        (["vae"], {"model_options": {"vae": {"seed": 1}}}, "such as seeds=[0, 1]"),
     ],
 )
 def test_mistakes_show_before_anything_is_trained(data, tmp_path, models, changes, says):
@@ -181,3 +191,94 @@ def test_table_marks_what_does_not_apply(compared):
     active = next(line for line in lines if line.startswith("latents/active_units"))
     assert active.split()[-2] == "-" or " - " in active
     assert any("mse ↓" in line for line in lines)
+    assert lines[-1].startswith("Value ± standard error of one run. *: the best mean; ≈: within noise of it")
+
+
+# --- Seeds and finished runs ----------------------------------------------------------------------------
+
+
+SHORT = {**OPTIONS, "model_options": {}, "epochs": 1, "network_options": {"hidden": [8]}}
+
+
+@pytest.fixture(scope="module")
+def seeds(data, tmp_path_factory):
+    """A VAE and a beta-VAE, two seeds each; the seed of the second call is added to that of the first."""
+    out = tmp_path_factory.mktemp("seeds")
+    names = ["vae", "beta_vae"]
+    vaezoo.compare(names, data, out, **SHORT)
+    before = (out / "vae" / WEIGHTS).stat().st_mtime_ns
+    reports = vaezoo.compare(names, data, out, seeds=[0, 1], **SHORT)
+    assert (out / "vae" / WEIGHTS).stat().st_mtime_ns == before
+    return out, reports
+
+
+def test_every_seed_is_a_run_of_its_own(seeds):
+    out, reports = seeds
+    for name in ("vae", "beta_vae"):
+        assert [report.header["seed"] for report in reports[name]] == [0, 1]
+        trained = [read_header(out / folder / WEIGHTS)["info"] for folder in (name, f"{name}-seed1")]
+        assert [info["train"]["seed"] for info in trained] == [0, 1]
+        assert trained[0]["data"] == trained[1]["data"]
+        values = [report["reconstruction/mse"].value for report in reports[name]]
+        assert values[0] != values[1]
+    text = table(reports)
+    assert "vae (2 seeds)" in text
+    mse = next(row for row in side_by_side(reports).rows if row.metric == "reconstruction/mse")
+    assert str(mse.cells["vae"].sample) in text
+    content = json.loads((out / "comparison.json").read_text())
+    assert content["seeds"] == {"vae": 2, "beta_vae": 2}
+    assert set(json.loads((out / "report.json").read_text())) == {
+        "vae",
+        "beta_vae",
+        "vae-seed1",
+        "beta_vae-seed1",
+    }
+    page = (out / "report.md").read_text()
+    for line in page.splitlines():
+        if line.startswith("!["):
+            assert (out / line.partition("(")[2].rstrip(")")).exists()
+
+
+def test_finished_runs_are_grouped_by_all_but_their_seed(seeds, tmp_path):
+    out, reports = seeds
+    runs = [out / name for name in ("vae-seed1", "beta_vae", "vae", "beta_vae-seed1")]
+    found = compare_runs(runs, tmp_path)
+    assert found == {"vae": reports["vae"][::-1], "beta_vae": reports["beta_vae"]}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "comparison.json",
+    }
+    for target in re.findall(r'<a href="([^"]+)"', (tmp_path / "report.html").read_text()):
+        assert (tmp_path / target).exists()
+
+
+def test_models_of_one_name_are_told_apart_by_what_differs(data, seeds, tmp_path):
+    out, _ = seeds
+    vaezoo.compare(["vae"], data, tmp_path, latent_dim=3, **SHORT)
+    found = compare_runs([out / "vae", tmp_path / "vae", out / "vae-seed1"])
+    assert {name: len(group) for name, group in found.items()} == {
+        "vae latent_dim=20": 2,
+        "vae latent_dim=3": 1,
+    }
+
+
+def test_runs_that_cannot_be_compared(data, seeds, tmp_path):
+    out, reports = seeds
+    with pytest.raises(VaezooError, match="at least one run"):
+        compare_runs([])
+    with pytest.raises(VaezooError, match="the same model with the same seed, 0"):
+        compare_runs([out / "vae", out / "vae"])
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        compare_runs([tmp_path / "nothing"])
+    vaezoo.save(vaezoo.load(out / "vae"), tmp_path / "plain")
+    with pytest.raises(VaezooError, match="is not evaluated yet: vaezoo evaluate"):
+        compare_runs([tmp_path / "plain"])
+    header = {**reports["vae"][0].header, "split": "validation"}
+    replace(reports["vae"][0], header=header).save(tmp_path / "plain" / "report.json")
+    with pytest.raises(VaezooError, match="cannot be compared: split is 'test' and 'validation'"):
+        compare_runs([out / "beta_vae", tmp_path / "plain"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(VaezooError, match="unknown baseline 'ae'"):
+        compare_runs([out / "beta_vae"], baseline="ae")

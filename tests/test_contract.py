@@ -96,6 +96,11 @@ def test_vq_vae2_with_three_levels(size, downsample):
 
 
 @CHECKS
+def test_contract_with_a_prior_that_trains_with_the_model(check):
+    check(lambda: vaezoo.create("vae", prior="vamp", components=7))
+
+
+@CHECKS
 def test_contract_of_three_levels(check):
     check(lambda: vaezoo.create("vq_vae2", image_shape=(1, 8, 16), levels=3, **NARROW_VQ))
 

@@ -7,6 +7,7 @@ import torch
 from torch import distributions as td
 
 from vaezoo.distributions import (
+    Bernoulli,
     ContinuousBernoulli,
     Delta,
     DiagonalGaussian,
@@ -170,6 +171,43 @@ def test_perplexity():
     assert perplexity(code_counts(torch.tensor([0, 0, 0, 1]), 9)).item() == pytest.approx(
         math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)), rel=1e-6
     )
+
+
+LOGITS = [-1000.0, -90.0, -17.0, -1.0, -1e-8, 0.0, 1e-3, 0.7, 20.0, 88.0, 1000.0]
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0, 0.3])
+def test_bernoulli_agrees_with_torch(x):
+    """Within the rounding of numbers near 1, in float64 and in float32."""
+    logits = torch.tensor(LOGITS, dtype=torch.float64)
+    value = torch.full_like(logits, x)
+    exact = td.Bernoulli(logits=logits, validate_args=False).log_prob(value)
+    p = Bernoulli(logits=logits, validate_args=False)
+    torch.testing.assert_close(p.log_prob(value), exact, rtol=1e-14, atol=1e-14)
+    single = Bernoulli(logits=logits.float(), validate_args=False).log_prob(value.float())
+    torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=1e-7)
+
+
+def test_bernoulli_gradients():
+    """d/dl = x - sigmoid(l), at l = 0 too, where decoders start; d/dx = l, reduced where x is broadcast."""
+    logits = torch.tensor(LOGITS[2:-2], dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    log_prob = Bernoulli(logits=logits, validate_args=False).log_prob(x)
+    to_logits, to_x = torch.autograd.grad(log_prob.sum(), (logits, x), create_graph=True)
+    torch.testing.assert_close(to_logits, (x - logits.sigmoid()).sum(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(to_x, logits.sum().expand(3, 1), rtol=0, atol=1e-12)
+    (second,) = torch.autograd.grad(to_logits.sum(), logits)
+    torch.testing.assert_close(second, -3 * logits.sigmoid() * (1 - logits.sigmoid()), rtol=0, atol=1e-12)
+
+
+def test_bernoulli_under_function_transforms():
+    def log_prob(logits, x):
+        return Bernoulli(logits=logits, validate_args=False).log_prob(x).sum()
+
+    logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = torch.func.vmap(torch.func.grad(log_prob), (0, None))(logits, x)
+    torch.testing.assert_close(gradients, x - logits.sigmoid())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -153,7 +153,7 @@ def check_command(words: list[str], line: str) -> None:
     options = parse_options(getattr(args, "options", []))
     models = [args.model] if args.command == "train" and args.model else []
     if args.command == "compare":
-        models = [word for word in args.models if "=" not in word]
+        models = [word for word in args.models if "=" not in word and "/" not in word]  # paths are of runs
         options = parse_options([word for word in args.models if "=" in word])
     below(options, "data")
     if args.command != "info" and getattr(args, "data", None) is not None:

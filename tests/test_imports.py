@@ -33,7 +33,7 @@ ALLOWED = {
     "checkpoint": {"autoencoder", "priors", "", *BASE},
     "trainer": {"autoencoder", "checkpoint", "data", "priors", "distributions", *BASE},
     "evaluation": {"autoencoder", "data", "distributions", "priors", "", *BASE},
-    "plots": {"autoencoder", "data", *BASE},
+    "plots": {"autoencoder", "data", "distributions", *BASE},
     "testing": {"autoencoder", "checkpoint", "distributions", "priors", *BASE},
     "comparison": {"autoencoder", "checkpoint", "data", "evaluation", "plots", "priors", "trainer", *BASE},
     "cli": {

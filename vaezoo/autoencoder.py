@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -44,8 +44,12 @@ __all__ = [
 #: Images that `sample` draws at a time, which bounds the memory of the prior and the decoder.
 SAMPLED_IMAGES = 256
 
-#: Pixels that `log_prob` decodes at a time, which bounds its memory whatever the number of samples.
-DECODED_PIXELS = 2**21
+#: Pixels that `log_weights` decodes at a time, which bounds its memory whatever the number of samples: on a
+#: CPU few enough to stay in its cache, elsewhere many enough to fill the device.
+DECODED_PIXELS_CPU, DECODED_PIXELS = 2**19, 2**22
+
+#: Numbers that `log_weights` draws at a time. What is drawn does not depend on what is decoded at a time.
+DRAWN_NUMBERS = 2**22
 
 A = TypeVar("A", bound="Autoencoder")
 
@@ -244,22 +248,53 @@ class Autoencoder(nn.Module):
         log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), k = `samples`. It rises to log p(x) with k.
         For a q over codes, whose mass is on one point, it is log p(x|z) + log p(z) at once.
         """
+        total, count = x.new_full((len(x),), -math.inf), 0
+        for log_weights in self._log_weights(x, samples, generator):
+            total = torch.logaddexp(total, log_weights.logsumexp(0))
+            count += len(log_weights)
+        return total - math.log(count)
+
+    def log_weights(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """log p(x|z) p(z) / q(z|x) at z ~ q(z|x), [samples, B] nats, with gradients through z.
+
+        Only the weights are held for all samples, so without gradients memory is bounded by them. For a q
+        over codes, whose mass is on one point, there is one row, log p(x|z) p(z).
+        """
+        return torch.cat(list(self._log_weights(x, samples, generator)))
+
+    def _log_weights(
+        self, x: Tensor, samples: int, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
+        """Rows of `log_weights`, some at a time."""
         prior = self.require_prior()
+        if samples < 1:
+            raise VaezooError(f"log_prob: samples={samples} is not valid, it must be at least 1")
         q = self.encode(x)
         if q.deterministic:
             z = q.draw()
-            return -self.distortion(x, z) - prior.kl(q, z)
-        total = x.new_full((len(x),), -math.inf)
-        chunk = max(1, DECODED_PIXELS // x.numel())
-        for start in range(0, samples, chunk):
-            k = min(chunk, samples - start)
-            z = q.sample((k,), generator)
-            flat = map_latent(lambda level: level.flatten(0, 1), z)
-            log_prior = prior.log_prob(flat).view(k, -1)
-            log_likelihood = -self.distortion(x.expand(k, *x.shape).flatten(0, 1), flat).view(k, -1)
-            log_weights = log_likelihood + log_prior - q.log_prob(z)
-            total = torch.logaddexp(total, log_weights.logsumexp(0))
-        return total - math.log(samples)
+            yield (-self.distortion(x, z) - prior.kl(q, z)).unsqueeze(0)
+            return
+        most = max(1, (DECODED_PIXELS_CPU if x.device.type == "cpu" else DECODED_PIXELS) // x[0].numel())
+        drawn = max(1, DRAWN_NUMBERS // (len(x) * sum(map(math.prod, self.latent.shapes))))
+        for start in range(0, samples, drawn):
+            k = min(drawn, samples - start)
+            z = q.rsample((k,), generator)
+            # Tiles of draws by images, no more than `most`; draws first, since one image needs no copies.
+            rows = math.ceil(k / math.ceil(k / most))
+            columns = max(1, most // rows)
+            joint = [
+                torch.cat([self._log_joint(images, tile) for tile in _tiles(part, rows)])
+                for images, part in zip(x.split(columns), _tiles(z, columns, dim=1))
+            ]
+            yield torch.cat(joint, 1) - q.log_prob(z)
+
+    def _log_joint(self, x: Tensor, z: Latent) -> Tensor:
+        """log p(x|z) + log p(z), [k, B] nats, of images x [B, C, H, W] at k latents each, z [k, B, ...]."""
+        flat = map_latent(lambda level: level.flatten(0, 1), z)
+        n = len(flat[0] if isinstance(flat, tuple) else flat)
+        images = x.expand(n // len(x), *x.shape).flatten(0, 1)
+        log_joint = self.require_prior().log_prob(flat) - self.distortion(images, flat)
+        return log_joint.view(-1, len(x))
 
     def require_prior(self) -> Prior:
         """The prior, or an error that says how to fit one."""
@@ -269,6 +304,13 @@ class Autoencoder(nn.Module):
                 f"vaezoo.fit_prior(model, data) (default: {self.default_prior}), or `vaezoo fit-prior RUN`"
             )
         return self.prior
+
+
+def _tiles(z: Latent, size: int, dim: int = 0) -> Sequence[Latent]:
+    """Parts of a latent along a dimension, of at most `size`."""
+    if isinstance(z, tuple):
+        return list(zip(*(level.split(size, dim) for level in z)))
+    return z.split(size, dim)
 
 
 def _ticks(start: float, end: float, steps: int) -> list[float]:

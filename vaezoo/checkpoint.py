@@ -175,10 +175,12 @@ def _build(
     model = create(name, **config, **modules)
     if prior is None:
         model.prior = None
-    else:
+    elif prior.get("fitted", True):
         prior_class = PRIORS.get(prior["name"])
         model.prior = prior_class(prior_class.Config.parse(prior["config"], prior["name"]), model.latent)
-        model.prior.fitted = bool(prior["fitted"])
+        model.prior.fitted = True
+    elif model.prior is None or PRIORS.name_of(type(model.prior)) != prior["name"]:
+        raise CheckpointError(f"model '{name}' with these options does not have the prior '{prior['name']}'")
     return model
 
 

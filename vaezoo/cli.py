@@ -233,6 +233,7 @@ def command_fit_prior(args: argparse.Namespace) -> None:
 
 def command_evaluate(args: argparse.Namespace) -> None:
     from vaezoo.evaluation import evaluate
+    from vaezoo.plots import captioned, save_pictures
 
     model, data = load_run(args)
     report = evaluate(
@@ -241,14 +242,16 @@ def command_evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         n=args.n,
         samples=args.samples,
+        likelihood_n=args.likelihood_n,
+        annealing=args.annealing,
         protocol=args.protocol,
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )
     folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    report.save(folder / "report.json")
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    report.save_pages(folder, captioned(save_pictures(model, data, folder, args.split, args.seed)))
     print(report.table())
+    print(f"\nReport and pictures: {folder}/report.html")
 
 
 def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[argparse.Namespace], None]:
@@ -296,8 +299,12 @@ def command_compare(args: argparse.Namespace) -> None:
     from vaezoo.comparison import compare, table
     from vaezoo.registry import MODELS
 
+    if any(is_run(word) for word in args.models):
+        return compare_finished(args)
     for name in args.models:
         MODELS.get(name)
+    if args.data is None:
+        raise VaezooError("the following is required: --data, unless finished runs are compared")
     options = parse_options(args.options)
     data_options = below(options, "data")
     evaluation = below(options, "evaluate")
@@ -313,13 +320,36 @@ def command_compare(args: argparse.Namespace) -> None:
         data,
         args.out,
         device=args.device,
-        seed=args.seed,
+        seeds=args.seeds or [0],
         model_options=model_options,
         evaluation=evaluation,
+        baseline=args.baseline,
         **options,
     )
-    print(table(reports))
-    print(f"\nPictures, tables and runs: {args.out}/report.md")
+    print(table(reports, baseline=args.baseline))
+    print(f"\nPictures, tables and runs: {args.out}/report.md and report.html")
+    return None
+
+
+def is_run(word: str) -> bool:
+    """A path, and not the name of a model (./vae is a path, vae a model)."""
+    from vaezoo.registry import MODELS
+
+    return word not in MODELS.names() and (Path(word).exists() or len(Path(word).parts) > 1)
+
+
+def compare_finished(args: argparse.Namespace) -> None:
+    from vaezoo.comparison import compare_runs, table
+
+    models = [word for word in args.models if not is_run(word)]
+    if models:
+        raise VaezooError(f"compare takes names of models or folders of runs, not both: '{models[0]}'")
+    given = [k for k in ("data", "binarize", "epochs", "seeds", "device") if getattr(args, k) is not None]
+    if given or args.options:
+        what = given[0] if given else args.options[0]
+        raise VaezooError(f"runs are compared as they are, so '{what}' cannot be given")
+    print(table(compare_runs(args.models, args.out, args.baseline), baseline=args.baseline))
+    print(f"\nThe same as a page: {args.out}/report.html")
 
 
 # --- The parser -----------------------------------------------------------------------------------------
@@ -340,6 +370,11 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return convert
 
 
+def seed_list(text: str) -> list[int]:
+    """Type of a flag: seeds with commas."""
+    return [at_least(0)(part) for part in text.split(",")]
+
+
 def make_parser() -> Parser:
     from vaezoo import __version__
 
@@ -355,8 +390,8 @@ def make_parser() -> Parser:
     def add_device(command: argparse.ArgumentParser) -> None:
         command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one")
 
-    def add_data(command: argparse.ArgumentParser, required: bool = False) -> None:
-        command.add_argument("--data", required=required, help="name of a data set, or a path to images")
+    def add_data(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--data", help="name of a data set, or a path to images")
         command.add_argument("--binarize", choices=("none", "static", "dynamic"), help="Bernoulli pixels")
         add_device(command)
 
@@ -396,6 +431,10 @@ def make_parser() -> Parser:
     command.add_argument(
         "--samples", type=at_least(1), default=50, help="importance samples of the likelihood bound"
     )
+    command.add_argument("--likelihood-n", type=at_least(1), default=1000, help="images for that bound")
+    command.add_argument(
+        "--annealing", type=at_least(0), default=0, help="images for annealed importance sampling (slow)"
+    )
     command.add_argument(
         "--protocol",
         choices=("quick", "locatello2019"),
@@ -431,15 +470,27 @@ def make_parser() -> Parser:
             command.add_argument("--spherical", action="store_true", help="along the great circle")
         add_data(command)
 
-    command = add("compare", command_compare, "Train and evaluate several models, and print one table.")
+    command = add(
+        "compare",
+        command_compare,
+        "Train and evaluate several models, or take finished runs, and print one table.",
+    )
     command.set_defaults(options=[])
-    command.add_argument("models", nargs="+", metavar="model", help="names of models, then key=value options")
+    command.add_argument(
+        "models",
+        nargs="+",
+        metavar="model",
+        help="names of models, then key=value options; or folders of evaluated runs",
+    )
     command.add_argument(
         "--epochs", type=at_least(1), help="passes over the training images, for every model"
     )
-    command.add_argument("--seed", type=at_least(0), default=0)
+    command.add_argument("--seeds", type=seed_list, help="of training and evaluation: 0,1,2 (default: 0)")
+    command.add_argument(
+        "--baseline", help="what to compare the others with; default: the best, metric by metric"
+    )
     command.add_argument("--out", default="runs/compare", help="folder for runs, report and pictures")
-    add_data(command, required=True)
+    add_data(command)
     return parser
 
 

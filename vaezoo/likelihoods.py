@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Laplace as TorchLaplace
 
+from vaezoo.distributions import Bernoulli as BernoulliDistribution
 from vaezoo.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from vaezoo.distributions import DiscretizedLogisticMixture
 from vaezoo.registry import Registry
@@ -58,7 +58,7 @@ class Bernoulli(Likelihood):
     """Bernoulli on logits: exact for binary images, cross-entropy for grey levels."""
 
     def pixels(self, parameters: Tensor) -> Distribution:
-        return TorchBernoulli(logits=parameters, validate_args=False)
+        return BernoulliDistribution(logits=parameters, validate_args=False)
 
 
 class ContinuousBernoulli(Likelihood):

@@ -244,6 +244,7 @@ def fit_prior(
             Loader(_Latents(train_latents), config.batch_size, seed=config.seed),
             Loader(_Latents(validation_latents), config.batch_size, shuffle=False, drop_last=False),
             config,
+            start=lambda: module.initialize(train_latents),
             folder=folder,
             resume=resume,
             title=prior_name,

@@ -9,7 +9,8 @@ from vaezoo.errors import DataError, VaezooError
 
 
 def test_names():
-    expected = "celeba cifar10 digits fashion_mnist image_file image_folder mnist sprites svhn"
+    expected = """cars3d celeba cifar10 digits dsprites fashion_mnist image_file image_folder mnist mpi3d
+        shapes3d smallnorb sprites svhn"""
     assert DATASETS.names() == expected.split()
 
 
@@ -43,6 +44,16 @@ def test_names():
         ("svhn", {}, ["/nowhere/train_32x32.mat"]),
         ("cifar10", {}, ["/nowhere/cifar-10-batches-py"]),
         ("celeba", {}, ["/nowhere/celeba"]),
+        ("dsprites", {}, ["/nowhere/dsprites/dsprites_ndarray_co1sh3", "/nowhere/dsprites_n", "path="]),
+        ("shapes3d", {}, ["/nowhere/3dshapes/3dshapes.h5", "google-deepmind/3d-shapes", "path="]),
+        ("mpi3d", {"variant": "real"}, ["/nowhere/mpi3d_real/mpi3d_real.npz", "rr-learning", "path="]),
+        ("mpi3d", {"variant": "reel"}, ["variant", "'toy', 'realistic' or 'real'"]),
+        ("cars3d", {}, ["/nowhere/cars", "nips2015-analogy-data.tar.gz", "path="]),
+        (
+            "smallnorb",
+            {"path": "/there"},
+            ["/there/smallnorb-5x46789x9x18x6x2x96x96-training-dat.mat", "path="],
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_sentence_that_helps(source, options, parts):

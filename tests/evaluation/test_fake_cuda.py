@@ -8,8 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vaezoo
 from vaezoo import testing
-from vaezoo.distributions import code_counts, perplexity
+from vaezoo.data.splits import ResidentSplit
+from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
 from vaezoo.evaluation import (
+    aggregate,
+    annealing,
     information,
     intervention,
     latents,
@@ -19,6 +22,7 @@ from vaezoo.evaluation import (
     unsupervised,
 )
 from vaezoo.evaluation.features import pixel_features
+from vaezoo.plots import nearest_images, rank_dimensions
 
 
 def test_every_pure_function_stays_on_the_device() -> None:
@@ -36,6 +40,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
             reconstruction.ssim(x, y),
             likelihood.dequantize(x),
             likelihood.bits_per_dimension(x.sum((1, 2, 3)), 10),
+            likelihood.effective_samples(a),
+            likelihood.bound_curve(a, [1, 5, 50]),
+            annealing.log_mean_exp(a),
             pixel_features((3, 32, 32)).extract(x),
             *sampling.moments(a),
             sampling.frechet_distance(*sampling.moments(a), *sampling.moments(b)),
@@ -43,6 +50,8 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *sampling.precision_recall(a, b),
             *sampling.density_coverage(a, b),
             latents.active_units(a),
+            latents.resampled_active_units(a),
+            *latents.variance_of_means(a),
             perplexity(code_counts(codes, 16)),
             information.discretize(a),
             information.active_by_range(a),
@@ -57,6 +66,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
             unsupervised.gaussian_total_correlation(a.T @ a),
             unsupervised.gaussian_wasserstein_correlation_norm(a.T @ a),
             unsupervised.pairwise_information(a),
+            latents.surprise(codes.flatten(1), code_counts(codes, 16)),
+            latents.codes_of_one_image(codes.flatten(1), 16),
+            *aggregate.aggregate_log_probs(DiagonalGaussian(a, b), a),
         ]
     assert {output.device.type for output in outputs} == {"cuda"}
 
@@ -84,10 +96,14 @@ def test_metrics_of_every_model_stay_on_the_device(name: str) -> None:
             *sampling.precision_recall(reals, fakes),
         ]
         if not q.deterministic:
+            outputs.append(model.log_weights(x, 3))
             outputs += [model.rate(q, q.sample()), latents.active_units(q.mean)]
         if model.latent.codes is not None:
             z = q.draw()
             levels = z if isinstance(z, tuple) else (z,)
             outputs += [perplexity(code_counts(level, model.latent.codes)) for level in levels]
             outputs.append(model.log_prob(x))
+        outputs.append(rank_dimensions(model, x).order)
+        found = nearest_images(generated, ResidentSplit((255 * x).byte()), 3)
+        outputs += [found.images, found.indices, found.distances]
     assert {output.device.type for output in outputs} == {"cuda"}

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vaezoo.errors import VaezooError
-from vaezoo.evaluation.report import SCHEMA, Detail, Metric, Report, Results, Skipped, average
+from vaezoo.evaluation.report import SCHEMA, Detail, Metric, Report, Results, Skipped, average, with_error
 
 
 @pytest.fixture
@@ -63,6 +64,55 @@ def test_every_metric_and_reason_is_shown(report: Report) -> None:
         for part in ("a/x", "1.25", "0.5", "nats per image", "a note", "b/y", "no reason", "a/nan"):
             assert part in text
     assert report.to_markdown().startswith("# vae on digits (test)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([[1.0], [1.0, 2.0]], ("a", "b")), "rows of equal length"),
+        ((["x"], ("a",)), "not numbers"),
+        (([1.0], ("a", "b")), "values of shape"),
+        (([[[1.0]]], ("a", "b", "c")), "values of shape"),
+        (([1.0, 2.0], ("a",), (("x",),)), "has labels"),
+        (([[1.0, 2.0]], ("a", "b"), (("x",),)), "has labels"),
+        (([1.0, 2.0], ("a",), (), "", [0.1]), "standard errors of shape"),
+    ],
+)
+def test_details_that_cannot_be_drawn_are_refused(arguments: Any, says: str) -> None:
+    with pytest.raises(VaezooError, match=says):
+        Detail(*arguments)
+    Detail([[1.0, 2.0]], ("dimension", "factor"), ((), ("x", "y")))  # numbered along one axis
+
+
+def test_errors_that_are_not_finite_are_not_reported() -> None:
+    results: Results = {
+        "a/x": Metric(1.0, 3, "", math.nan, None, "a note"),
+        "a/y": Detail([1.0], ("k",), se=[math.inf]),
+        "a/z": Detail([], ("k",)),
+    }
+    report = Report.of({}, results)
+    assert report.metrics == {
+        "a/x": Metric(1.0, 3, "", None, None, "a note; the standard error is not finite")
+    }
+    assert report.skipped == {"a/y": "some values are not finite", "a/z": "there are no values"}
+    report.to_json()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (231.5349, 0.152, "231.53 ± 0.15"),
+        (231.5349, 0.0999, "231.535 ± 0.100"),
+        (231.5349, 15.2, "232 ± 15"),
+        (-0.5, 3.0, "-0.5 ± 3.0"),
+        (1.5e-9, 2e-10, "1.5e-09 ± 2e-10"),
+        (2.5e7, 12.0, "2.5e+07 ± 12"),
+        (0.123456, None, "0.1235"),
+        (7.0, 0.0, "7"),
+    ],
+)
+def test_a_value_is_shown_to_the_place_of_its_error(value: float, error: float | None, text: str) -> None:
+    assert with_error(value, error) == text
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"schema": 2}', '{"schema": 1}'])

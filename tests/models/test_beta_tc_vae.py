@@ -8,8 +8,8 @@ import torch
 
 import vaezoo
 from vaezoo import testing
-from vaezoo.distributions import DiagonalGaussian
-from vaezoo.models.beta_tc_vae import log_aggregate, stratified_weights, weighted_weights
+from vaezoo.distributions import DiagonalGaussian, log_aggregate
+from vaezoo.models.beta_tc_vae import stratified_weights, weighted_weights
 from vaezoo.objective import Progress
 from vaezoo.random import seeded
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture as Estimator
 
+import vaezoo
 from vaezoo.errors import VaezooError
 from vaezoo.priors import PRIORS, LatentShape
+from vaezoo.priors.gaussian_mixture import FLOOR, expectation_maximization, k_means
 
 
 def make(dim=3, **options):
@@ -21,17 +23,104 @@ def latents():
     return torch.from_numpy(np.concatenate(parts))
 
 
+@pytest.mark.parametrize(("kind", "theirs"), [("full", "full"), ("diagonal", "diag")])
+def test_em_from_the_same_start_is_scikit_learns(latents, kind, theirs):
+    start = k_means(latents, 4, seed=0)
+    ours = expectation_maximization(latents, start, kind)
+    counts = start.sum(0)
+    means = start.T @ latents / counts[:, None]
+    covariances = torch.stack([latents[r > 0].T.cov(correction=0) for r in start.T])
+    floor = FLOOR * float(latents.var(0, correction=0).mean()) + 1e-12
+    covariances += floor * torch.eye(3)
+    precisions = torch.linalg.inv(covariances if kind == "full" else covariances * torch.eye(3))
+    reference = Estimator(
+        4,
+        covariance_type=theirs,
+        reg_covar=floor,
+        tol=0,
+        max_iter=len(ours.log_likelihoods) - 1,
+        weights_init=(counts / len(latents)).numpy(),
+        means_init=means.numpy(),
+        precisions_init=(
+            precisions if kind == "full" else precisions.diagonal(dim1=1, dim2=2).contiguous()
+        ).numpy(),
+    )
+    with pytest.warns(UserWarning, match="did not converge"):
+        reference.fit(latents.numpy())
+    np.testing.assert_allclose(ours.weights, reference.weights_, rtol=1e-6)
+    np.testing.assert_allclose(ours.means, reference.means_, rtol=1e-6, atol=1e-6)
+    covariance = (ours.cholesky @ ours.cholesky.mT).numpy()
+    if kind == "diagonal":
+        covariance = np.diagonal(covariance, axis1=1, axis2=2)
+    np.testing.assert_allclose(covariance, reference.covariances_, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "low_rank"])
+def test_the_likelihood_rises_in_every_iteration(latents, kind):
+    noise = torch.rand(len(latents), 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+    fitted = expectation_maximization(latents, noise / noise.sum(1, keepdim=True), kind, rank=1)
+    steps = torch.tensor(fitted.log_likelihoods).diff()
+    assert len(steps) > 10
+    assert (steps > -1e-9).all()
+
+
+def test_one_component_of_low_rank_is_probabilistic_pca(latents):
+    prior = make(components=1, covariance="low_rank", rank=2)
+    prior.fit(latents)
+    values = torch.linalg.eigvalsh(latents.T.cov(correction=0))
+    fitted = torch.linalg.eigvalsh((prior.cholesky @ prior.cholesky.mT)[0])
+    torch.testing.assert_close(fitted, values, rtol=1e-4, atol=0)
+    prior = make(components=1, covariance="low_rank", rank=1)
+    prior.fit(latents)
+    fitted = torch.linalg.eigvalsh((prior.cholesky @ prior.cholesky.mT)[0])
+    expected = torch.stack([values[:2].mean(), values[:2].mean(), values[2]])
+    torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=0)
+
+
+def test_bic_finds_the_number_of_clusters():
+    draws = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    z = centres[torch.randint(3, (900,), generator=draws)] + torch.randn(900, 2, generator=draws)
+    prior = make(dim=2, components=(1, 2, 3, 4, 6))
+    prior.fit(z)
+    assert prior.config.components == 3
+    assert prior.means.shape == (3, 2)
+    assert prior.sample(4).shape == (4, 2)
+
+
+def test_no_component_collapses():
+    """Points that coincide, and components that no point is left for."""
+    z = torch.cat([torch.zeros(200, 3), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))])
+    prior = make(components=5)
+    prior.fit(z)
+    for tensor in (prior.logits, prior.means, prior.cholesky):
+        assert tensor.isfinite().all()
+    assert (prior.logits.softmax(0) > 0.5 / len(z)).all()
+    start = torch.nn.functional.one_hot(torch.zeros(250, dtype=torch.long), 2).double()
+    fitted = expectation_maximization(z.double(), start)
+    assert (fitted.weights > 0.01).all()
+    make(dim=2, components=3).fit(torch.ones(10, 2))
+
+
+def test_a_prior_with_chosen_components_is_saved_and_loaded(tmp_path):
+    data = vaezoo.load_data("digits")
+    model = vaezoo.create("ae", image_shape=data.image_shape, latent_dim=2)
+    vaezoo.fit_prior(model, data, "gaussian_mixture", components=[1, 2])
+    vaezoo.save(model, tmp_path / "ae.safetensors")
+    again = vaezoo.load(tmp_path / "ae.safetensors")
+    assert again.prior.config.components in (1, 2)
+    assert torch.equal(again.prior.means, model.prior.means)
+
+
 def test_log_prob_is_scikit_learns(latents):
     prior = make(components=3)
     prior.fit(latents, seed=0)
-    reference = Estimator(
-        3, reg_covar=1e-6 * latents.numpy().var(0).mean() + 1e-12, max_iter=200, random_state=0
-    ).fit(latents.numpy())
+    reference = Estimator(3)
+    reference.weights_ = prior.logits.softmax(0).numpy()
+    reference.means_ = prior.means.numpy()
+    reference.precisions_cholesky_ = torch.linalg.inv(prior.cholesky).mT.numpy()
     torch.testing.assert_close(
-        prior.log_prob(latents),
-        torch.from_numpy(reference.score_samples(latents.numpy())),
-        rtol=1e-5,
-        atol=1e-5,
+        prior.log_prob(latents), torch.from_numpy(reference.score_samples(latents.numpy()))
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from vaezoo.errors import VaezooError, unknown
 SCHEMA = 2
 
 Better = Literal["higher", "lower"]
+ARROWS: dict[Better | None, str] = {"higher": "↑", "lower": "↓", None: ""}
 Nested: TypeAlias = list[float] | list[list[float]]
 
 
@@ -56,12 +57,15 @@ class Detail:
     """The numbers behind a metric, along one axis or two, for pictures and for further analysis.
 
     Attributes:
-        values: finite, [n] or [n][m].
+        values: finite, [n] or [n, m].
         axes: what the indices run over, one name for each axis: ("dimension", "factor").
-        labels: names along each axis, () where they are numbered from 0.
+        labels: names along each axis; () for all, or for one axis, where they are numbered from 0.
         unit: as in `Metric`.
         se: standard errors, of the shape of `values`; None where there are none.
         note: as in `Metric`.
+
+    Raises:
+        VaezooError: rows of unequal length, more than two axes, or names or errors of another shape.
     """
 
     values: Nested
@@ -75,6 +79,24 @@ class Detail:
         # JSON knows no tuples; a detail that was loaded is the same as the one that was saved.
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "labels", tuple(tuple(names) for names in self.labels))
+        shape = _shape(self.values)
+        if len(shape) not in (1, 2) or len(shape) != len(self.axes):
+            raise VaezooError(f"a detail over {self.axes} has values of shape {shape}")
+        if self.labels and tuple(len(names) or n for names, n in zip(self.labels, shape)) != shape:
+            raise VaezooError(f"a detail of shape {shape} has labels {self.labels}")
+        if self.se is not None and _shape(self.se) != shape:
+            raise VaezooError(f"a detail of shape {shape} has standard errors of shape {_shape(self.se)}")
+
+    def finite(self) -> bool:
+        """All values, and all standard errors if there are any."""
+        return all(np.isfinite(np.asarray(part)).all() for part in (self.values, self.se or []))
+
+
+def _shape(values: Nested) -> tuple[int, ...]:
+    try:
+        return np.asarray(values, dtype=np.float64).shape
+    except (TypeError, ValueError):
+        raise VaezooError("the values of a detail are not numbers in rows of equal length") from None
 
 
 Result: TypeAlias = Metric | Detail | Skipped
@@ -111,18 +133,23 @@ class Report:
 
     @classmethod
     def of(cls, header: dict[str, Any], results: Mapping[str, Result]) -> Report:
-        """Sort results; a value that is not finite is never a metric, nor part of a detail."""
+        """Sort results; a value that is not finite is never a metric, nor part of a detail, nor an error."""
         metrics, skipped, details = {}, {}, {}
         for name, result in results.items():
             if isinstance(result, Skipped):
                 skipped[name] = result.reason
             elif isinstance(result, Detail):
-                if np.isfinite(np.asarray(result.values)).all():
+                if not len(result.values):
+                    skipped[name] = "there are no values"
+                elif result.finite():
                     details[name] = result
                 else:
                     skipped[name] = "some values are not finite"
             elif not math.isfinite(result.value):
                 skipped[name] = f"the value is not finite ({result.value})"
+            elif result.se is not None and not math.isfinite(result.se):
+                note = "; ".join(filter(None, [result.note, "the standard error is not finite"]))
+                metrics[name] = replace(result, se=None, note=note)
             else:
                 metrics[name] = result
         return cls(header, metrics, skipped, details)
@@ -172,25 +199,57 @@ class Report:
 
     def table(self, style: str = "simple") -> str:
         """The report as text, in a style of `tabulate`."""
-        arrows = {"higher": "↑", "lower": "↓", None: ""}
         rows = []
         for name, m in self.metrics.items():
             se = "" if m.se is None else f"{m.se:.2g}"
-            rows.append([name, f"{m.value:.5g}", se, arrows[m.better], m.unit, m.n, m.note])
+            rows.append([name, f"{m.value:.5g}", se, ARROWS[m.better], m.unit, m.n, m.note])
         headers = ["metric", "value", "± se", "", "unit", "n", "note"]
         width: list[int | None] | None = [None] * 6 + [60] if style == "simple" else None
         blocks = [tabulate(rows, headers, style, disable_numparse=True, maxcolwidths=width)] if rows else []
         if self.skipped:
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in self.skipped.items():
-                by_reason.setdefault(reason, []).append(name)
-            skipped = [[", ".join(names), reason] for reason, names in by_reason.items()]
+            skipped = [[", ".join(names), reason] for reason, names in by_reason(self.skipped).items()]
             width = [60, 70] if style == "simple" else None
             blocks.append(tabulate(skipped, ["skipped", "reason"], style, maxcolwidths=width))
         return "\n\n".join(blocks)
 
+    @property
+    def title(self) -> str:
+        """The model, the data and the split."""
+        model, data = self.header.get("model", {}), self.header.get("data", {})
+        return f"{model.get('name', 'model')} on {data.get('name', 'data')} ({self.header.get('split', '')})"
+
     def to_markdown(self) -> str:
         """A title, the metrics, and what was skipped."""
-        model, data = self.header.get("model", {}), self.header.get("data", {})
-        title = f"{model.get('name', 'model')} on {data.get('name', 'data')} ({self.header.get('split', '')})"
-        return f"# {title}\n\n{self.table('pipe')}\n"
+        return f"# {self.title}\n\n{self.table('pipe')}\n"
+
+    def to_html(self, pictures: Mapping[str, Path] | None = None) -> str:
+        """One page that stands alone: the metrics by axis, the details as charts, and pictures (PNG files, by
+        title), which become part of it."""
+        from vaezoo.evaluation.html import report_page  # matplotlib is imported only when it draws
+
+        return report_page(self, pictures or {})
+
+    def save_pages(self, folder: str | Path, pictures: Mapping[str, Path] | None = None) -> None:
+        """Write report.md, report.html with the pictures in it and, last, report.json into a folder."""
+        folder = Path(folder)
+        (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
+        (folder / "report.html").write_text(self.to_html(pictures), encoding="utf-8")
+        self.save(folder / "report.json")
+
+
+def by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that were skipped, by their common reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names.setdefault(reason, []).append(name)
+    return names
+
+
+def with_error(value: float, error: float | None) -> str:
+    """231.53 ± 0.15: the error to two digits, the value to the same place; four digits without an error."""
+    if not error or not math.isfinite(error):
+        return f"{value:.4g}"
+    if error < 1e-6 or max(abs(value), error) >= 1e6:  # positions would take more room than they say
+        return f"{value:.4g} ± {error:.2g}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{places}f} ± {error:.{places}f}"

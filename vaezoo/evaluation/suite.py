@@ -18,6 +18,8 @@ from vaezoo.autoencoder import Autoencoder
 from vaezoo.data import ImageData, Split, load_data
 from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.evaluation import disentanglement
+from vaezoo.evaluation.aggregate import measure_aggregate
+from vaezoo.evaluation.annealing import measure_annealing
 from vaezoo.evaluation.disentanglement import (
     METRICS,
     OF_FACTORS,
@@ -50,6 +52,7 @@ def evaluate(
     n: int = 10_000,
     samples: int = 50,
     likelihood_n: int = 1000,
+    annealing: int = 0,
     features: str | nn.Module | Callable[[Tensor], Tensor] = "pixels",
     axes: Collection[str] | None = None,
     protocol: str = "quick",
@@ -69,6 +72,8 @@ def evaluate(
         n: measure on at most this many images of the split, drawn without replacement, and as many samples.
         samples: k of the importance-weighted bound on log p(x).
         likelihood_n: images for that bound.
+        annealing: images for annealed importance sampling, which needs no q(z|x) but some seconds for each
+            image; 0: not measured.
         features: what generated and real images are compared in: "pixels", "inception" (then the distance is
             FID), or your own module or function [B, C, H, W] -> [B, d].
         axes: some of `AXES`; None: all.
@@ -91,6 +96,8 @@ def evaluate(
     for name, number in numbers.items():
         if number < 1:
             raise VaezooError(f"evaluate: {name}={number} is not valid, it must be at least 1")
+    if annealing < 0:
+        raise VaezooError(f"evaluate: annealing={annealing} is not valid, it must be at least 0")
     weights = next(model.parameters())
     device = weights.device
     data = load_data(data, device=device).to(device)
@@ -118,12 +125,20 @@ def evaluate(
                 few = run.batches(images.first(likelihood_n), "likelihood")
                 draws = run.generator("importance")
                 results["likelihood"] = measure_likelihood(model, observed, few, samples, draws)
+        if "likelihood" in chosen and annealing:
+            with run.seeded("annealing"):
+                few = run.batches(images.first(annealing), "annealing")
+                chains = derive(seed, "chains")
+                results["likelihood"] |= measure_annealing(model, observed, few, chains)
         if compared is not None:
             with run.seeded("sampling"):
                 other = data.validation if split == "train" else data.train
                 results["sampling"] = _sampling(run, compared, images, other)
         if "latents" in chosen:
-            results["latents"] = measure_latents(observed)
+            results["latents"] = {
+                **measure_latents(observed, run.generator("resamples")),
+                **measure_aggregate(model, observed, derive(seed, "aggregate")),
+            }
         if "disentanglement" in chosen:
             with run.seeded("disentanglement"):
                 results["disentanglement"] = _disentanglement(
@@ -137,6 +152,7 @@ def evaluate(
         "n": len(images),
         "samples": samples,
         "likelihood_n": min(likelihood_n, len(images)),
+        "annealing": min(annealing, len(images)),
         "features": compared.name if compared is not None else None,
         "protocol": protocol,
         "axes": [axis for axis in AXES if axis in chosen],

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vaezoo.distributions import DiagonalGaussian
+from vaezoo.distributions import DiagonalGaussian, log_aggregate
 from vaezoo.models.vae import VAE
 from vaezoo.objective import Loss, Progress
 
@@ -52,45 +52,20 @@ class BetaTCVAE(VAE):
 
     def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
         c = self.config
-        q = self.encode(x)
+        q, z, rate, terms = self.elbo(x)
         assert isinstance(q, DiagonalGaussian)
-        z = q.rsample()
-        distortion = self.distortion(x, z).mean()
-        rate = self.rate(q, z)
         weights = stratified_weights if c.sampling == "mss" else weighted_weights
         joint, marginals = log_aggregate(q, z, weights(z, progress.dataset_size))
         information = q.log_prob(z) - joint
         correlation = joint - marginals.sum(1)
         dimension_wise = marginals.sum(1) - self.require_prior().log_prob(z)
         extra = (c.alpha - 1) * information + (c.beta - 1) * correlation + (c.gamma - 1) * dimension_wise
-        terms = {
-            "distortion": distortion,
-            "rate": rate.mean(),
-            "elbo": -distortion - rate.mean(),
+        terms |= {
             "mutual_information": information.mean(),
             "total_correlation": correlation.mean(),
             "dimension_wise_kl": dimension_wise.mean(),
         }
-        return {"model": Loss(distortion + self.penalty(rate + extra, progress), terms)}
-
-
-def log_aggregate(q: DiagonalGaussian, z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Estimates of log q(z), [B], and of log q(z_d), [B, D], at z [B, D], z_i ~ q_i, in nats.
-
-    q(z_i) is sum_j w_ij q_j(z_i): a weight belongs to an image, so it enters once in the joint density, and
-    once in that of each dimension.
-
-    Args:
-        q: the posteriors of a minibatch.
-        z: a sample of each.
-        log_weights: log w, [B, B].
-    """
-    # A Gaussian in one dimension for every image and latent dimension, [B, D, 1], evaluated at all z.
-    single = DiagonalGaussian(q.loc.unsqueeze(-1), q.log_variance.unsqueeze(-1))
-    log_density = single.log_prob(z[:, None, :, None])  # [i, j, d]: log q_j(z_i) in dimension d
-    joint = torch.logsumexp(log_density.sum(2) + log_weights, 1)
-    marginals = torch.logsumexp(log_density + log_weights.unsqueeze(2), 1)
-    return joint, marginals
+        return {"model": Loss(terms["distortion"] + self.penalty(rate + extra, progress), terms)}
 
 
 def stratified_weights(z: Tensor, dataset_size: int) -> Tensor:

@@ -74,20 +74,12 @@ class FactorVAE(VAE):
         return logits[:, 0] - logits[:, 1]
 
     def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
-        q = self.encode(x)
-        z = q.rsample()
-        distortion = self.distortion(x, z).mean()
-        rate = self.rate(q, z)
+        q, z, rate, terms = self.elbo(x)
         correlation = self.log_ratio(z, frozen=True)
         penalty = self.penalty(rate + self.config.gamma * correlation, progress)
-        terms = {
-            "distortion": distortion,
-            "rate": rate.mean(),
-            "elbo": -distortion - rate.mean(),
-            "total_correlation": correlation.mean(),
-        }
+        terms["total_correlation"] = correlation.mean()
         return {
-            "model": Loss(distortion + penalty, terms),
+            "model": Loss(terms["distortion"] + penalty, terms),
             "discriminator": self.discriminate(z.detach(), permute_dimensions(q.sample())),
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from vaezoo.autoencoder import DiagonalGaussian, Loss, Posterior, Prior, Progres
 from vaezoo.config import BaseConfig
 from vaezoo.models.ae import AE
 from vaezoo.priors.standard_normal import StandardNormal
+from vaezoo.priors.vamp import VampPrior
 
 
 class VAE(AE):
@@ -30,13 +33,25 @@ class VAE(AE):
         kl_warmup_steps: int = Field(
             0, ge=0, description="steps over which the weight of the rate rises from 0 to its value"
         )
+        prior: Literal["standard_normal", "vamp"] = Field(
+            "standard_normal",
+            description="p(z): N(0, I), or a mixture of posteriors that trains with the model",
+        )
+        components: int = Field(500, ge=1, description="pseudo-inputs of prior='vamp'")
 
     config: Config
 
     statistics = 2  # mean and log-variance
 
     def make_prior(self) -> Prior | None:
-        return StandardNormal(BaseConfig(), self.latent)
+        if self.config.prior == "standard_normal":
+            return StandardNormal(BaseConfig(), self.latent)
+        options = VampPrior.Config(components=self.config.components, image_shape=self.config.image_shape)
+        return VampPrior(options, self.latent, self.encode)
+
+    def initialize(self, x: Tensor) -> None:
+        if isinstance(self.prior, VampPrior):
+            self.prior.initialize_inputs(x)
 
     def encode(self, x: Tensor) -> Posterior:
         mean, log_variance = self.features(x).chunk(2, dim=-1)
@@ -46,10 +61,14 @@ class VAE(AE):
         """What is added to the distortion, a scalar in nats per image, for the rate of each image, [B]."""
         return progress.ramp(self.config.kl_warmup_steps) * rate.mean()
 
-    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+    def elbo(self, x: Tensor) -> tuple[Posterior, Tensor, Tensor, dict[str, Tensor]]:
+        """q(z|x), a draw z of it for each image, the rate of each, [B], and the ELBO's terms, averaged."""
         q = self.encode(x)
         z = q.rsample()
         distortion = self.distortion(x, z).mean()
         rate = self.rate(q, z)
-        terms = {"distortion": distortion, "rate": rate.mean(), "elbo": -distortion - rate.mean()}
-        return {"model": Loss(distortion + self.penalty(rate, progress), terms)}
+        return q, z, rate, {"distortion": distortion, "rate": rate.mean(), "elbo": -distortion - rate.mean()}
+
+    def losses(self, x: Tensor, progress: Progress) -> dict[str, Loss]:
+        _, _, rate, terms = self.elbo(x)
+        return {"model": Loss(terms["distortion"] + self.penalty(rate, progress), terms)}

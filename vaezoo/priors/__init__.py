@@ -8,6 +8,8 @@ PRIORS: Registry[type[Prior]] = Registry(
     {
         "standard_normal": "vaezoo.priors.standard_normal:StandardNormal",
         "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
+        "flow": "vaezoo.priors.flow:FlowPrior",
+        "vamp": "vaezoo.priors.vamp:VampPrior",
         "transformer": "vaezoo.priors.transformer:TransformerPrior",
     },
     how="vaezoo.priors.PRIORS.register",

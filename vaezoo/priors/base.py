@@ -70,6 +70,9 @@ class Prior(nn.Module):
         """Estimate the prior from all latents of the data [N, D], where no gradient is needed."""
         raise VaezooError(f"{type(self).__name__} has nothing to fit")
 
+    def initialize(self, z: Latent) -> None:
+        """Data-dependent initialisation, called once with the training latents before the first step."""
+
     def kl(self, q: Posterior, z: Latent) -> Tensor:
         """KL(q || p) of each image, [B] nats: the one-sample estimate log q(z) - log p(z) at z ~ q, exact for
         a q over codes that has all its mass at z. Subclasses use a closed form where there is one."""

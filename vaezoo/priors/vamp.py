@@ -1,0 +1,76 @@
+"""The VampPrior: a mixture of the model's own posteriors, trained with the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from vaezoo.config import BaseConfig
+from vaezoo.distributions import DiagonalGaussian, Latent, Posterior
+from vaezoo.errors import VaezooError
+from vaezoo.priors.base import LatentShape, Prior
+
+
+class VampPrior(Prior):
+    """Variational mixture of posteriors: p(z) = 1/K sum_k q(z|u_k), with K pseudo-inputs u that are learned.
+
+    With the training images themselves as pseudo-inputs it is the aggregate posterior, the best prior there
+    is for the ELBO. A model has it from the start: `vaezoo.create("vae", prior="vamp", components=500)`.
+    Pseudo-inputs start at training images, and are clamped to the range of images.
+
+    Args:
+        config: the options.
+        latent: of the model.
+        posterior: the model's `encode`, by which z of a pseudo-input is distributed in training and sampling
+            alike.
+    """
+
+    paper = "Tomczak & Welling, AISTATS 2018, arXiv:1705.07120"
+
+    class Config(BaseConfig):
+        components: int = Field(500, ge=1, description="number of pseudo-inputs")
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+            (1, 28, 28), description="channels, height and width of a pseudo-input"
+        )
+
+    config: Config
+
+    def __init__(
+        self, config: Config, latent: LatentShape, posterior: Callable[[Tensor], Posterior] | None = None
+    ) -> None:
+        super().__init__(config, latent)
+        latent.vector_dim("vamp")
+        if posterior is None:
+            raise VaezooError(
+                "vamp is made of a model's posteriors and trains with it, so it cannot be fitted afterwards: "
+                'create the model with it, vaezoo.create("vae", prior="vamp")'
+            )
+        self.posterior = posterior
+        self.pseudo_inputs = nn.Parameter(torch.rand(config.components, *config.image_shape))
+
+    @torch.no_grad()
+    def initialize_inputs(self, x: Tensor) -> None:
+        """Start from images [N, C, H, W] drawn at random; some more than once if there are not enough."""
+        order = torch.randperm(len(x), device=x.device)
+        self.pseudo_inputs.copy_(
+            x[order.repeat(-(-self.config.components // len(x)))[: len(self.pseudo_inputs)]]
+        )
+
+    def mixture(self) -> DiagonalGaussian:
+        """q(z|u_k) of all pseudo-inputs, of means and variances [K, D]."""
+        q = self.posterior(self.pseudo_inputs.clamp(0, 1))
+        assert isinstance(q, DiagonalGaussian), "the prior of a model with another posterior"
+        return q
+
+    def log_prob(self, z: Latent) -> Tensor:
+        assert isinstance(z, Tensor)
+        return self.mixture().log_prob(z.unsqueeze(1)).logsumexp(1) - math.log(self.config.components)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        q = self.mixture()
+        chosen = torch.randint(self.config.components, (n,), device=q.mean.device, generator=generator)
+        return DiagonalGaussian(q.mean[chosen], q.log_variance[chosen]).sample(generator=generator)
