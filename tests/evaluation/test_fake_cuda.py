@@ -13,11 +13,13 @@ from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
 from vaezoo.evaluation import (
     aggregate,
     annealing,
-    disentanglement,
+    information,
+    intervention,
     latents,
     likelihood,
     reconstruction,
     sampling,
+    unsupervised,
 )
 from vaezoo.evaluation.classifiers import Classifier
 from vaezoo.evaluation.dinov2 import DINOv2
@@ -34,6 +36,9 @@ def test_every_pure_function_stays_on_the_device() -> None:
         large = torch.rand(2, 1, 176, 176, device="cuda")
         with torch.device("cuda"):
             classifier, vit = Classifier(28, {"class": 10}), DINOv2(64, 1)
+        binned = information.binned_information(a, values, (3, 4))
+        untied = information.without_ties(a, b)
+        neighbours = information.neighbour_information(untied, values, (3, 4))
         outputs = [
             reconstruction.mse(x, y),
             reconstruction.l1(x, y),
@@ -58,13 +63,22 @@ def test_every_pure_function_stays_on_the_device() -> None:
             latents.resampled_active_units(a),
             *latents.variance_of_means(a),
             perplexity(code_counts(codes, 16)),
+            information.discretize(a),
+            information.active_by_range(a),
+            binned.matrix,
+            binned.matrix_error,
+            information.mutual_information_gap(binned.matrix, binned.entropies),
+            information.modularity(binned.matrix),
+            *neighbours.bootstrap(information.info_modularity, b.T.double()),
+            *neighbours.bootstrap(information.info_compactness, b.T.double()),
+            intervention.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
+            intervention.interventional_robustness(a, values, 4),
+            unsupervised.gaussian_total_correlation(a.T @ a),
+            unsupervised.gaussian_wasserstein_correlation_norm(a.T @ a),
+            unsupervised.pairwise_information(a),
             latents.surprise(codes.flatten(1), code_counts(codes, 16)),
             latents.codes_of_one_image(codes.flatten(1), 16),
             *aggregate.aggregate_log_probs(DiagonalGaussian(a, b), a),
-            disentanglement.discretize(a),
-            disentanglement.mutual_information_gap(a, values, (3, 4)),
-            disentanglement.modularity(disentanglement.information_matrix(a, values, (3, 4))),
-            disentanglement.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
         ]
     assert {output.device.type for output in outputs} == {"cuda"}
 

@@ -10,5 +10,16 @@
 from vaezoo.evaluation.report import Detail, Metric, Report, Skipped
 from vaezoo.evaluation.side_by_side import SideBySide
 from vaezoo.evaluation.suite import AXES, evaluate
+from vaezoo.evaluation.udr import Ranking, unsupervised_disentanglement_ranking
 
-__all__ = ["AXES", "Detail", "Metric", "Report", "SideBySide", "Skipped", "evaluate"]
+__all__ = [
+    "AXES",
+    "Detail",
+    "Metric",
+    "Ranking",
+    "Report",
+    "SideBySide",
+    "Skipped",
+    "evaluate",
+    "unsupervised_disentanglement_ranking",
+]

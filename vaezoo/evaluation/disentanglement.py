@@ -1,35 +1,64 @@
 """Does each factor of variation have a latent dimension of its own?
 
 Definitions are those of Locatello et al. 2019, whose protocol is `PROTOCOLS["locatello2019"]`; "quick" has
-smaller counts. Factors are drawn uniformly and independently, and codes are the means of q(z|x)."""
+smaller counts. Factors are drawn uniformly and independently, and codes are the means of q(z|x). Each kind of
+metric has a file: information.py, prediction.py, intervention.py, and unsupervised.py for those that need no
+factors. Here they are measured, with their standard errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from vaezoo.data import Factor
 from vaezoo.errors import VaezooError
-from vaezoo.evaluation.boosting import boost
-from vaezoo.evaluation.report import Metric, Results, Skipped, average
+from vaezoo.evaluation.information import (
+    BINS,
+    NEIGHBOURS,
+    Score,
+    active_by_range,
+    binned_information,
+    discretize,
+    info_compactness,
+    info_modularity,
+    modularity,
+    mutual_information_gap,
+    neighbour_information,
+    without_ties,
+)
+from vaezoo.evaluation.intervention import (
+    ACTIVE,
+    BATCH,
+    Encode,
+    beta_vae_score,
+    factor_vae_score,
+    fixed_factor_variances,
+    interventional_robustness,
+    shared_factor_differences,
+)
+from vaezoo.evaluation.prediction import (
+    Array,
+    Values,
+    dci_completeness,
+    dci_disentanglement,
+    dci_importances,
+    explicitness,
+    predictive_information,
+    separated_attributes,
+)
+from vaezoo.evaluation.report import Detail, Metric, Results, Skipped, average
+from vaezoo.evaluation.unsupervised import UNSUPERVISED, measure_unsupervised
+from vaezoo.random import derive, generator
 
 POINTS = 10_000
-BINS = 20
-BATCH = 64  # images with a factor in common, for the beta-VAE and FactorVAE scores
-ACTIVE = 0.05  # standard deviation from which on the FactorVAE score counts a dimension
 MIN_TRAIN, MIN_TEST = 100, 50  # codes below which no predictor is fitted
-NO_INFORMATION = 1e-12  # nats; below are rounding errors
+DRAWS = 200  # of the bootstrap of InfoM and InfoC
+PARTS = 4  # disjoint parts of the codes, for standard errors of metrics that have no gradient
 
-METRICS = (
+OF_FACTORS = (
     "mig",
     "sap",
     "dci_disentanglement",
@@ -39,7 +68,12 @@ METRICS = (
     "factor_vae_score",
     "modularity",
     "explicitness",
+    "irs",
+    "infom",
+    "infoe",
+    "infoc",
 )
+METRICS = OF_FACTORS + UNSUPERVISED
 
 
 @dataclass(frozen=True)
@@ -75,305 +109,6 @@ PROTOCOLS = {
 }
 QUICK = PROTOCOLS["quick"]
 
-Array = NDArray[np.float64]
-Values = NDArray[np.int64]
-Encode = Callable[[Tensor], Tensor]
-"""Codes [B, D] of images of given factors, value indices [B, F]."""
-
-
-def discretize(codes: Tensor, bins: int = BINS) -> Tensor:
-    """Bin of each code: `bins` of equal width between the least and the greatest value of each dimension.
-
-    codes [N, D] -> long [N, D] in 0 to bins - 1; a constant dimension is in one bin."""
-    codes = codes.double()
-    low, high = codes.amin(0), codes.amax(0)
-    steps = torch.arange(bins, dtype=codes.dtype, device=codes.device).unsqueeze(1)
-    edges = low + steps * (
-        (high - low) / bins
-    )  # the last edge is dropped: the greatest value is in the last bin
-    return torch.searchsorted(edges.T.contiguous(), codes.T.contiguous(), right=True).T - 1
-
-
-def mutual_information(a: Tensor, sizes_a: int, b: Tensor, sizes_b: int) -> Tensor:
-    """Mutual information of discrete variables, from their joint counts: nats [D].
-
-    Args:
-        a: integers below `sizes_a`, [N, D].
-        b: integers below `sizes_b`, [N].
-    """
-    n, dims = a.shape
-    cell = (torch.arange(dims, device=a.device) * sizes_a + a) * sizes_b + b.unsqueeze(1)
-    ones = torch.ones(n * dims, dtype=torch.float64, device=a.device)
-    counts = ones.new_zeros(dims * sizes_a * sizes_b).index_add_(0, cell.flatten(), ones)
-    joint = counts.view(dims, sizes_a, sizes_b) / n
-    return (_entropy(joint.sum(2)) + _entropy(joint.sum(1)) - _entropy(joint.flatten(1))).clamp_min(0)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Of probabilities along the last dimension, nats."""
-    return -torch.xlogy(p, p).sum(-1)
-
-
-def information_matrix(codes: Tensor, factors: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Mutual information of each code, in 20 bins, with each factor: nats [D, F].
-
-    Args:
-        codes: real numbers, [N, D].
-        factors: value indices, long [N, F].
-        sizes: number of values of each factor.
-    """
-    bins = discretize(codes)
-    columns = [mutual_information(bins, BINS, factors[:, f], size) for f, size in enumerate(sizes)]
-    return torch.stack(columns, 1)
-
-
-def mutual_information_gap(codes: Tensor, factors: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Gap (I1 - I2) / H of each factor between the two dimensions that know most about it: [F] in [0, 1].
-
-    Its mean over the factors is the MIG (Chen et al. 2018, eq. 6). A factor that does not vary has no entropy
-    and gives NaN; leave it out.
-
-    Args:
-        codes: real numbers, [N, D], D at least 2.
-        factors: value indices, long [N, F].
-        sizes: number of values of each factor.
-    """
-    first, second = information_matrix(codes, factors, sizes).topk(2, dim=0).values
-    columns = [factors[:, f : f + 1] for f in range(len(sizes))]
-    entropies = [mutual_information(v, size, v[:, 0], size)[0] for v, size in zip(columns, sizes)]
-    return (first - second) / torch.stack(entropies)
-
-
-def modularity(information: Tensor) -> Tensor:
-    """1 - (sum of I^2 - max I^2) / (max I^2 (F - 1)) of each code: [D] in [0, 1].
-
-    Ridgeway & Mozer 2018. 1 if the code knows of one factor alone; 0 if it knows as much of every factor, or
-    nothing.
-
-    Args:
-        information: mutual information of code and factor, [D, F], F at least 2.
-    """
-    squared = information.square()
-    most = squared.amax(1)
-    rest = (squared.sum(1) - most) / (most * (information.shape[1] - 1))
-    return torch.where(information.amax(1) > NO_INFORMATION, 1 - rest, 0.0)
-
-
-def separated_attributes(
-    train: Array,
-    train_factors: NDArray[np.floating] | Values,
-    test: Array,
-    test_factors: NDArray[np.floating] | Values,
-    continuous: tuple[bool, ...],
-) -> Array:
-    """How well each code alone predicts each factor: [D, F] in [0, 1] (Kumar et al. 2018).
-
-    For a factor with values, the test accuracy of a linear support vector machine, one against the
-    rest; for a continuous one, the squared correlation with it in the train codes, 0 if either is constant.
-
-    Args:
-        train: codes [N, D].
-        train_factors: [N, F].
-        test: codes [M, D].
-        test_factors: [M, F].
-        continuous: which factors are.
-    """
-    scores = np.zeros((train.shape[1], len(continuous)))
-    for d, f in np.ndindex(*scores.shape):
-        x, y = train[:, d], train_factors[:, f]
-        if continuous[f]:
-            variances = x.var() * y.var()
-            covariance = ((x - x.mean()) * (y - y.mean())).mean()
-            scores[d, f] = covariance**2 / variances if variances > 1e-12 else 0.0
-        else:
-            machine = LinearSVC(C=0.01, class_weight="balanced", dual=False, random_state=0).fit(
-                x[:, None], y
-            )
-            scores[d, f] = (machine.predict(test[:, d, None]) == test_factors[:, f]).mean()
-    return scores
-
-
-def dci_importances(
-    train: Array,
-    train_factors: Values,
-    test: Array,
-    test_factors: Values,
-    stages: int = 100,
-    seed: int = 0,
-    threads: int = 1,
-) -> tuple[Array, NDArray[np.bool_]]:
-    """Importance of each code for each factor, and which test points are predicted right.
-
-    Eastwood & Williams 2018, with one gradient-boosted classifier per factor, see `boosting.boost`.
-
-    Returns:
-        Importances [D, F], whose columns sum to 1 (to 0 if all codes are constant); correct [M, F].
-    """
-    importances, correct = [], []
-    for f in range(train_factors.shape[1]):
-        fitted = boost(train, train_factors[:, f], test, stages=stages, seed=seed + f, threads=threads)
-        importances.append(fitted.importances)
-        correct.append(fitted.predicted == test_factors[:, f])
-    return np.stack(importances, 1), np.stack(correct, 1)
-
-
-def dci_disentanglement(importances: Array) -> float:
-    """1 - entropy of each code's importances over the factors, weighted by the code's share: in [0, 1].
-
-    importances [D, F], F at least 2. If all are 0 nothing is disentangled: 0."""
-    return _concentration(importances)
-
-
-def dci_completeness(importances: Array) -> float:
-    """1 - entropy of each factor's importances over the codes, weighted by the factor's share: in [0, 1].
-
-    importances [D, F], D at least 2. If all are 0: 0."""
-    return _concentration(importances.T)
-
-
-def _concentration(rows: Array) -> float:
-    total = rows.sum()
-    if total == 0:
-        return 0.0
-    p = rows + 1e-11
-    p = p / p.sum(1, keepdims=True)
-    entropy = -(p * np.log(p)).sum(1) / np.log(rows.shape[1])
-    return float((1 - entropy) @ rows.sum(1) / total)
-
-
-def explicitness(train: Array, train_values: Values, test: Array, test_values: Values) -> float:
-    """Can a linear classifier tell the values of one factor apart? In [0, 1]; chance is 0.5.
-
-    Ridgeway & Mozer 2018. Area under the ROC curve of logistic regression on standardised codes: each value
-    against the rest, on the test points, mean over the values that occur in both parts and do not fill the
-    test part.
-
-    Args:
-        train: codes [N, D].
-        train_values: at least two different ones, [N].
-        test: codes [M, D].
-        test_values: [M].
-    """
-    scaler = StandardScaler().fit(train)
-    classifier = LogisticRegression(max_iter=1000, random_state=0).fit(scaler.transform(train), train_values)
-    probabilities = classifier.predict_proba(scaler.transform(test))
-    is_value = test_values[:, None] == classifier.classes_
-    positive, negative = is_value.sum(0), (~is_value).sum(0)
-    ranks = (rankdata(probabilities, axis=0) * is_value).sum(0)
-    defined = (positive > 0) & (negative > 0)
-    wins = ranks[defined] - positive[defined] * (positive[defined] + 1) / 2
-    return float((wins / (positive[defined] * negative[defined])).mean())
-
-
-def fixed_factor_variances(
-    encode: Encode, sizes: tuple[int, ...], candidates: tuple[int, ...], batches: int, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Variance of the codes within batches of 64 images that share one factor's value, drawn for each batch.
-
-    Args:
-        encode: images and codes of factors.
-        sizes: number of values of each factor.
-        candidates: the factors to share.
-        batches: how many, V.
-        draws: a generator on the CPU.
-
-    Returns:
-        Variances [V, D]; for each batch, which of the candidates was shared, long [V].
-    """
-    shared, variances = [], []
-    for which, rows in _batches(sizes, candidates, batches, draws):
-        same = torch.tensor(candidates)[which].view(-1, 1, 1).expand(-1, BATCH, 1)
-        rows.scatter_(2, same, rows[:, :1].gather(2, same[:, :1]).expand(-1, BATCH, 1))
-        codes = encode(rows.flatten(0, 1)).double().unflatten(0, (len(which), BATCH))
-        shared.append(which.to(codes.device))
-        deviations = codes - codes.mean(1, keepdim=True)
-        variances.append(deviations.square().sum(1) / (BATCH - 1))  # several times faster than `var`
-    return torch.cat(variances), torch.cat(shared)
-
-
-def shared_factor_differences(
-    encode: Encode, sizes: tuple[int, ...], candidates: tuple[int, ...], batches: int, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean absolute difference of codes over 64 pairs of images; the two of a pair share one factor's value.
-
-    Which factor is drawn for each batch of pairs. Arguments and results: as in `fixed_factor_variances`."""
-    shared, differences = [], []
-    for which, rows in _batches(sizes, candidates, batches, draws, times=2):
-        same = torch.tensor(candidates)[which].view(-1, 1, 1).expand(-1, BATCH, 1)
-        first, second = rows.chunk(2, 1)
-        second = second.scatter(2, same, first.gather(2, same))
-        pairs = torch.stack([first, second])
-        codes = encode(pairs.flatten(0, 2)).double().unflatten(0, pairs.shape[:3])
-        shared.append(which.to(codes.device))
-        differences.append((codes[0] - codes[1]).abs().mean(1))
-    return torch.cat(differences), torch.cat(shared)
-
-
-def _batches(
-    sizes: tuple[int, ...],
-    candidates: tuple[int, ...],
-    batches: int,
-    draws: torch.Generator,
-    times: int = 1,
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Some batches at a time: index of a candidate for each [V], and uniform factors [V, times 64, F]."""
-    for start in range(0, batches, 64):
-        count = min(64, batches - start)
-        shape = (count, times * BATCH)
-        columns = [torch.randint(size, shape, generator=draws) for size in sizes]
-        yield torch.randint(len(candidates), (count,), generator=draws), torch.stack(columns, 2)
-
-
-def factor_vae_score(
-    variances: Tensor,
-    shared: Tensor,
-    test_variances: Tensor,
-    test_shared: Tensor,
-    total: Tensor,
-    factors: int,
-) -> Tensor:
-    """Which test batches a majority vote attributes to the factor that they share: bool [V].
-
-    Kim & Mnih 2018. Each batch names the dimension that varies least in it, relative to its variance overall;
-    each dimension stands for the factor that it was named for most often. Dimensions of standard deviation
-    below 0.05 overall are left out; if all are, no batch is attributed.
-
-    Args:
-        variances: within the batches that vote, [U, D].
-        shared: factor that each shares, long [U].
-        test_variances: [V, D].
-        test_shared: long [V].
-        total: variance of each dimension overall, [D].
-        factors: how many there are; `shared` is below.
-    """
-    pruned = total.sqrt() < ACTIVE
-    safe = torch.where(pruned, 1.0, total)
-
-    def named(within: Tensor) -> Tensor:
-        return (within / safe).masked_fill(pruned, torch.inf).argmin(1)
-
-    votes = torch.zeros(len(total), factors, device=total.device)
-    votes.index_put_((named(variances), shared), torch.ones((), device=total.device), accumulate=True)
-    return (votes.argmax(1)[named(test_variances)] == test_shared) & ~pruned.all()
-
-
-def beta_vae_score(
-    differences: Array, shared: Values, test_differences: Array, test_shared: Values
-) -> NDArray[np.bool_]:
-    """Which test batches logistic regression attributes to the factor that their pairs share: bool [V].
-
-    Higgins et al. 2017.
-
-    Args:
-        differences: mean absolute differences of codes over the pairs of a batch, [U, D].
-        shared: factor that each shares, [U].
-        test_differences: [V, D].
-        test_shared: [V].
-    """
-    classifier = LogisticRegression(max_iter=1000, random_state=0).fit(differences, shared)
-    correct: NDArray[np.bool_] = classifier.predict(test_differences) == test_shared
-    return correct
-
 
 def measure_disentanglement(
     codes: Tensor,
@@ -385,11 +120,13 @@ def measure_disentanglement(
     encode: Encode | None = None,
     seed: int = 0,
 ) -> Results:
-    """Every metric of `METRICS`, or why there is none.
+    """Every metric of `METRICS`, or why there is none, and the details "mutual_information" and
+    "dci_importances" [dimension][factor] and "mig_factors" [factor] where they were measured.
 
     Args:
-        codes: [N, D]. The first `POINTS` are for mutual information. Predictors are tested on the last
-            `protocol.test` (a third at most) and fitted to the first `protocol.train` of the others.
+        codes: [N, D]. The first `POINTS` are for mutual information, covariances and IRS. Predictors are
+            tested on the last `protocol.test` (a third at most) and fitted to the first `protocol.train` of
+            the others.
         factors: [N, F].
         names: what the factors are.
         how: says how they were drawn.
@@ -409,12 +146,15 @@ def measure_disentanglement(
     bad = int((~codes.isfinite().all(1)).sum())
     if bad:
         return dict.fromkeys(METRICS, Skipped(f"{bad} of {len(codes)} codes are not finite"))
-    results: Results = _by_information(codes[:POINTS], factors[:POINTS], names, how)
+    first = codes[:POINTS]
     held = min(protocol.test, len(codes) // 3)
     train, test = slice(0, min(protocol.train, len(codes) - held)), slice(len(codes) - held, None)
+    results = _by_information(first, factors[:POINTS], names, how, seed)
     results |= _by_prediction(codes, factors, train, test, names, how, protocol, seed)
-    results |= _by_intervention(codes[:POINTS], names, protocol, encode, seed)
-    return {name: results[name] for name in METRICS}
+    results |= _by_chosen_factors(first, names, protocol, encode, seed)
+    results["irs"] = _irs(first, factors[:POINTS], names, how)
+    results |= measure_unsupervised(first, how)
+    return {name: results.pop(name) for name in METRICS} | results
 
 
 def _usable(factors: Tensor, names: tuple[Factor, ...]) -> tuple[list[int], list[int]]:
@@ -430,27 +170,78 @@ def _note(used: list[int], names: tuple[Factor, ...], *parts: str) -> str:
     return "; ".join([*parts, *([f"without {left_out} (continuous, or of one value)"] if left_out else [])])
 
 
+def _parts(n: int) -> list[slice]:
+    """Every fourth of n points, from the first, second, third and fourth on."""
+    return [slice(start, n, PARTS) for start in range(PARTS)]
+
+
+def error_of_parts(scores: list[float]) -> float:
+    """Standard error of a score of all points, from the scores of equal, disjoint parts of the points.
+
+    Those vary sqrt(parts) times as much (subsampling, Politis & Romano 1994)."""
+    return float(np.std(scores, ddof=1) / np.sqrt(len(scores)))
+
+
 NO_FACTOR = Skipped("no discrete factor varies")
 ONE_FACTOR = Skipped("it compares factors, and only one discrete factor varies")
 ONE_CODE = Skipped("the gap is between two dimensions, and the latent has one")
+ONE_DIMENSION = Skipped("it compares dimensions, and the latent has one")
+BY_DELTA = "se by the delta method"
+BY_BOOTSTRAP = f"se by the multiplier bootstrap, {DRAWS} draws"
+BY_PARTS = f"se from {PARTS} disjoint parts of the codes, with {PARTS - 1} degrees of freedom"
 
 
-def _by_information(codes: Tensor, factors: Tensor, names: tuple[Factor, ...], how: str) -> Results:
-    """MIG and modularity."""
+def _by_information(
+    codes: Tensor, factors: Tensor, names: tuple[Factor, ...], how: str, seed: int
+) -> Results:
+    """MIG, modularity, InfoM and InfoC."""
     used, _ = _usable(factors, names)
     if not used:
-        return {"mig": NO_FACTOR, "modularity": NO_FACTOR}
+        return dict.fromkeys(("mig", "modularity", "infom", "infoc"), NO_FACTOR)
+    n, dims = codes.shape
     chosen = [names[i] for i in used]
+    labels = tuple(factor.name for factor in chosen)
     values, sizes = factors[:, used].long(), tuple(factor.size for factor in chosen)
-    results: Results = {"mig": ONE_CODE, "modularity": ONE_FACTOR}
-    if codes.shape[1] > 1:
-        gaps = mutual_information_gap(codes, values, sizes).tolist()
+    results: Results = {"mig": ONE_CODE, "modularity": ONE_FACTOR, "infom": ONE_FACTOR}
+
+    def metric(measured: tuple[Tensor, Tensor], *notes: str) -> Metric:
+        value, error = (number.item() for number in measured)
+        return Metric(value, n, "", error, "higher", _note(used, names, *notes, how))
+
+    binned = binned_information(codes, values, sizes)
+    matrix, errors = binned.matrix.tolist(), binned.matrix_error.tolist()
+    axes, numbered = ("dimension", "factor"), tuple(str(d) for d in range(dims))
+    results["mutual_information"] = Detail(matrix, axes, (numbered, labels), "nats", errors, f"{BINS} bins")
+    if dims > 1:
+        gaps, gap_errors = (numbers.tolist() for numbers in binned.measure(mutual_information_gap))
         each = ", ".join(f"{factor.name} {gap:.3f}" for factor, gap in zip(chosen, gaps))
-        mig = sum(gaps) / len(gaps)
-        results["mig"] = Metric(mig, len(codes), "", None, "higher", _note(used, names, each, how))
+        results["mig"] = metric(
+            binned.measure(lambda i, h: mutual_information_gap(i, h).mean()), each, BY_DELTA
+        )
+        results["mig_factors"] = Detail(gaps, ("factor",), (labels,), "", gap_errors, "their mean is the MIG")
     if len(used) > 1:
-        modular = modularity(information_matrix(codes, values, sizes)).mean().item()
-        results["modularity"] = Metric(modular, len(codes), "", None, "higher", _note(used, names, how))
+        results["modularity"] = metric(binned.measure(lambda i, _: modularity(i).mean()), BY_DELTA)
+
+    active = active_by_range(codes)
+    count = int(active.sum())
+    how_many = f"{count} of {dims} dimensions active, {NEIGHBOURS} neighbours"
+    if count == 0:
+        nothing = Metric(0.0, n, "", None, "higher", _note(used, names, "no dimension is active", how))
+        return results | {"infom": nothing if len(used) > 1 else ONE_FACTOR, "infoc": nothing}
+    draws = generator(derive(seed, "infomec"), "cpu")  # the same numbers on every device
+    noise, multipliers = (
+        torch.randn(shape, dtype=torch.float64, generator=draws).to(codes.device)
+        for shape in ((n, count), (DRAWS, n))
+    )
+    information = neighbour_information(without_ties(codes[:, active], noise), values, sizes)
+    results["infoc"] = Skipped("it compares active dimensions, and there is one")
+    compared: dict[str, tuple[Score, bool]] = {
+        "infom": (info_modularity, len(used) > 1),
+        "infoc": (info_compactness, count > 1),
+    }
+    for name, (score, defined) in compared.items():
+        if defined:
+            results[name] = metric(information.bootstrap(score, multipliers), BY_BOOTSTRAP, how_many)
     return results
 
 
@@ -464,10 +255,11 @@ def _by_prediction(
     protocol: Protocol,
     seed: int,
 ) -> Results:
-    """SAP, DCI and explicitness."""
+    """SAP, DCI, explicitness and InfoE."""
     points = codes.double().cpu().numpy()
     x_train, x_test = points[train], points[test]
-    predicted = ("sap", "dci_disentanglement", "dci_completeness", "dci_informativeness", "explicitness")
+    dci = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
+    predicted = ("sap", *dci, "explicitness", "infoe")
     if len(x_train) < MIN_TRAIN or len(x_test) < MIN_TEST:
         reason = (
             f"predictors need at least {MIN_TRAIN} codes to be fitted to and {MIN_TEST} to be tested on, "
@@ -478,6 +270,7 @@ def _by_prediction(
     used, continuous = _usable(factors[train], names)
     dims, n = points.shape[1], len(x_test)
     counts = f"{protocol}, fitted to {len(x_train)} codes"
+    of_fitted = "se over points of the fitted predictors"
 
     either = sorted(used + continuous)
     if dims < 2:
@@ -485,11 +278,13 @@ def _by_prediction(
     elif not either:
         results["sap"] = Skipped("no factor varies")
     else:
-        values = factors[:, either].cpu().numpy()
+        values = factors[:, either].double().cpu().numpy()
         kinds = tuple(i in continuous for i in either)
-        alone = np.sort(separated_attributes(x_train, values[train], x_test, values[test], kinds), axis=0)
-        sap = float((alone[-1] - alone[-2]).mean())
-        results["sap"] = Metric(sap, n, "", None, "higher", _note(either, names, counts, how))
+        alone, *influences = separated_attributes(x_train, values[train], x_test, values[test], kinds)
+        best = np.sort(alone, axis=0)
+        error = float(np.sqrt(sum(points.var(ddof=1) / len(points) for points in influences)))
+        note = _note(either, names, counts, how, of_fitted)
+        results["sap"] = Metric(float((best[-1] - best[-2]).mean()), n, "", error, "higher", note)
 
     if not used:
         return results | dict.fromkeys(predicted[1:], NO_FACTOR)
@@ -497,22 +292,57 @@ def _by_prediction(
     values = factors[:, used].long().cpu().numpy()
     v_train, v_test = values[train], values[test]
     threads = torch.get_num_threads()
-    importances, correct = dci_importances(x_train, v_train, x_test, v_test, protocol.stages, seed, threads)
+    fit = (protocol.stages, seed, threads)
+    importances, correct = dci_importances(x_train, v_train, x_test, v_test, *fit)
+    of_parts = importances_of_parts(x_train, v_train, *fit)
     scores = {"dci_disentanglement": dci_disentanglement, "dci_completeness": dci_completeness}
     undefined = {
         "dci_disentanglement": ONE_FACTOR if len(used) < 2 else None,
-        "dci_completeness": Skipped("it compares dimensions, and the latent has one") if dims < 2 else None,
+        "dci_completeness": ONE_DIMENSION if dims < 2 else None,
     }
     for name, score in scores.items():
-        results[name] = undefined[name] or Metric(score(importances), len(x_train), "", None, "higher", note)
+        missing = undefined[name]
+        if missing:
+            results[name] = missing
+            continue
+        se = error_of_parts([score(part) for part in of_parts]) if of_parts else None
+        how_se = BY_PARTS if of_parts else "no se: a factor does not vary in a quarter of the codes"
+        results[name] = Metric(score(importances), len(x_train), "", se, "higher", f"{note}; {how_se}")
+    axes = ("dimension", "factor")
+    labels = tuple(str(d) for d in range(dims)), tuple(names[i].name for i in used)
+    results["dci_importances"] = Detail(importances.tolist(), axes, labels, "", None, "columns sum to 1")
     results["dci_informativeness"] = average(torch.from_numpy(correct.mean(1)), "", "higher", note)
 
-    areas = [explicitness(x_train, v_train[:, f], x_test, v_test[:, f]) for f in range(len(used))]
-    results["explicitness"] = Metric(sum(areas) / len(areas), n, "", None, "higher", note)
+    curves = [explicitness(x_train, v_train[:, f], x_test, v_test[:, f]) for f in range(len(used))]
+    curves = [curve for curve in curves if np.isfinite(curve[0])]
+    if curves:
+        area = float(np.mean([area for area, _ in curves]))
+        error = float(np.mean([influence for _, influence in curves], axis=0).std(ddof=1) / np.sqrt(n))
+        results["explicitness"] = Metric(
+            area, n, "", error, "higher", f"{note}; se by DeLong's method, of the fitted predictors"
+        )
+    else:
+        results["explicitness"] = Skipped("no value of a factor is in some test codes and not in others")
+
+    shares = [predictive_information(x_train, v_train[:, f]) for f in range(len(used))]
+    results["infoe"] = average(
+        torch.from_numpy(np.mean(shares, axis=0)), "", "higher", f"{note}; {of_fitted}, the same codes"
+    )
     return results
 
 
-def _by_intervention(
+def importances_of_parts(
+    train: Array, factors: Values, stages: int, seed: int, threads: int
+) -> list[Array] | None:
+    """`dci_importances` of four disjoint parts of the codes; None if a factor has one value in a part."""
+    parts = _parts(len(train))
+    if any((factors[part].min(0) == factors[part].max(0)).any() for part in parts):
+        return None
+    nothing = train[:0], factors[:0]
+    return [dci_importances(train[part], factors[part], *nothing, stages, seed, threads)[0] for part in parts]
+
+
+def _by_chosen_factors(
     codes: Tensor,
     names: tuple[Factor, ...],
     protocol: Protocol,
@@ -553,3 +383,17 @@ def _by_intervention(
     else:
         results["factor_vae_score"] = Skipped("some codes are not finite")
     return results
+
+
+def _irs(codes: Tensor, factors: Tensor, names: tuple[Factor, ...], how: str) -> Metric | Skipped:
+    discrete, continuous = _usable(factors, names)
+    used = sorted(discrete + continuous)
+    if not used:
+        return Skipped("no factor varies")
+    if len(codes) < MIN_TRAIN:
+        return Skipped(f"quantiles need at least {MIN_TRAIN} codes, and there are {len(codes)}")
+    bins = discretize(factors[:, used])
+    parts = [interventional_robustness(codes[part], bins[part], BINS) for part in _parts(len(codes))]
+    score, *of_parts = torch.stack([interventional_robustness(codes, bins, BINS), *parts]).tolist()
+    note = _note(used, names, f"factors in {BINS} bins", how, BY_PARTS)
+    return Metric(score, len(codes), "", error_of_parts(of_parts), "higher", note)

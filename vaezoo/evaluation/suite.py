@@ -20,7 +20,13 @@ from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.evaluation import disentanglement
 from vaezoo.evaluation.aggregate import measure_aggregate
 from vaezoo.evaluation.annealing import measure_annealing
-from vaezoo.evaluation.disentanglement import METRICS, PROTOCOLS, Protocol, measure_disentanglement
+from vaezoo.evaluation.disentanglement import (
+    METRICS,
+    OF_FACTORS,
+    PROTOCOLS,
+    Protocol,
+    measure_disentanglement,
+)
 from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
@@ -29,11 +35,13 @@ from vaezoo.evaluation.observe import is_vector, observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
 from vaezoo.evaluation.sampling import extract, measure_sampling, sampling_names
+from vaezoo.evaluation.unsupervised import UNSUPERVISED, measure_unsupervised
 from vaezoo.inference import evaluation_mode
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, generator, seeded
 from vaezoo.registry import MODELS, Registry
 
+DRAWN = "images of the split, drawn without replacement"
 AXES = ("reconstruction", "likelihood", "sampling", "latents", "disentanglement")
 
 
@@ -240,11 +248,16 @@ def _sampling(run: Run, features: Features, real: Tensor, other: Split) -> Resul
 
 
 def _disentanglement(run: Run, data: ImageData, split: Split, protocol: Protocol) -> Results:
-    """Codes of images of known factors: rendered from uniform draws where the data can, else a subset."""
-    if not data.factors:
-        return dict.fromkeys(METRICS, Skipped(f"{data.name} has no ground-truth factors"))
+    """Codes of images of known factors, rendered from uniform draws where the data can, else of a subset.
+    Where the data has no factors, the scores that need none."""
+    unnamed = Skipped(f"{data.name} has no ground-truth factors")
     if not is_vector(run.model.latent):
-        return dict.fromkeys(METRICS, Skipped("the latents are code grids, not one vector"))
+        grids = Skipped("the latents are code grids, not one vector")
+        return {name: grids if data.factors or name in UNSUPERVISED else unnamed for name in METRICS}
+    if not data.factors:
+        subset = split.subset(disentanglement.POINTS, derive(run.seed, "factors"))
+        codes = torch.cat([run.model.encode(x).mean for x in run.batches(subset, "codes")])
+        return dict.fromkeys(OF_FACTORS, unnamed) | measure_unsupervised(codes, DRAWN)
     render: Callable[[Tensor], Tensor] | None = getattr(split, "render", None)
     encode: Callable[[Tensor], Tensor] | None = None
     if render is not None:
@@ -266,7 +279,7 @@ def _disentanglement(run: Run, data: ImageData, split: Split, protocol: Protocol
         assert subset.factors is not None, "data with factors has them in every split"
         factors = subset.factors
         codes = torch.cat([run.model.encode(x).mean for x in run.batches(subset, "factors")])
-        how = "images of the split, drawn without replacement"
+        how = DRAWN
     seed = derive(run.seed, "disentanglement scores")
     return measure_disentanglement(
         codes, factors, data.factors, how, protocol=protocol, encode=encode, seed=seed
