@@ -81,7 +81,7 @@ def test_bic_finds_the_number_of_clusters():
     draws = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
     z = centres[torch.randint(3, (900,), generator=draws)] + torch.randn(900, 2, generator=draws)
-    prior = make(dim=2, components=(1, 2, 3, 4, 6))
+    prior = make(dim=2, components=None)
     prior.fit(z)
     assert prior.config.components == 3
     assert prior.means.shape == (3, 2)
@@ -105,10 +105,10 @@ def test_no_component_collapses():
 def test_a_prior_with_chosen_components_is_saved_and_loaded(tmp_path):
     data = vaezoo.load_data("digits")
     model = vaezoo.create("ae", image_shape=data.image_shape, latent_dim=2)
-    vaezoo.fit_prior(model, data, "gaussian_mixture", components=[1, 2])
+    vaezoo.fit_prior(model, data, "gaussian_mixture", components=None)
     vaezoo.save(model, tmp_path / "ae.safetensors")
     again = vaezoo.load(tmp_path / "ae.safetensors")
-    assert again.prior.config.components in (1, 2)
+    assert again.prior.config.components == model.prior.config.components == len(model.prior.means)
     assert torch.equal(again.prior.means, model.prior.means)
 
 

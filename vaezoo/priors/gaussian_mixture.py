@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from vaezoo.config import BaseConfig
@@ -16,6 +16,7 @@ from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior
 from vaezoo.random import generator as make_generator
 
+CANDIDATES = (1, 2, 3, 5, 10, 20, 50)  # numbers of components that BIC chooses among
 FLOOR = 1e-6  # least variance, as a fraction of the mean variance of the latents
 TOLERANCE = 1e-3  # nats per latent; EM stops when an iteration gains less
 ITERATIONS = 200
@@ -29,14 +30,14 @@ class GaussianMixture(Prior):
     """Mixture of Gaussians, fitted by EM to the latents of the training images, on their device.
 
     Covariances are full, diagonal, or of low rank plus a multiple of the identity (mixture of probabilistic
-    PCA, Tipping & Bishop 1999). Of several numbers of components, the one with the least BIC is kept.
+    PCA, Tipping & Bishop 1999). The number of components is given, or chosen by BIC.
     """
 
     paper = "Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020"
 
     class Config(BaseConfig):
-        components: PositiveInt | tuple[PositiveInt, ...] = Field(
-            10, description="number of Gaussians (10 in the paper); of several, the one with the least BIC"
+        components: int | None = Field(
+            10, ge=1, description="number of Gaussians (10 in the paper); none: the one with the least BIC"
         )
         covariance: Covariance = Field("full", description="full, diagonal or low_rank")
         rank: int = Field(5, ge=1, description="directions of a low_rank covariance besides the noise")
@@ -61,8 +62,7 @@ class GaussianMixture(Prior):
         self.register_buffer("cholesky", torch.eye(dim).repeat(components, 1, 1))
 
     def _candidates(self) -> tuple[int, ...]:
-        chosen = self.config.components
-        return chosen if isinstance(chosen, tuple) else (chosen,)
+        return CANDIDATES if self.config.components is None else (self.config.components,)
 
     def fit(self, z: Tensor, seed: int = 0) -> None:
         """EM from a k-means start drawn from `seed`. z [N, D]; N must exceed the number of components."""
@@ -73,9 +73,10 @@ class GaussianMixture(Prior):
             raise VaezooError(f"gaussian_mixture: {bad} of {len(z)} latents are not finite")
         # EM is the same in any unit; in units of the latents themselves it cannot overflow.
         centre, unit = z.mean(0), z.var(0).mean().sqrt()
-        if len(z) <= max(self._candidates()):
+        candidates = [k for k in self._candidates() if k < len(z)]
+        if not candidates:
             raise VaezooError(
-                f"gaussian_mixture: {max(self._candidates())} components cannot be fitted to {len(z)} latents"
+                f"gaussian_mixture: {min(self._candidates())} components cannot be fitted to {len(z)} latents"
             )
         unit = torch.where(unit > 0, unit, 1.0)
         standard = (z - centre) / unit
@@ -83,7 +84,7 @@ class GaussianMixture(Prior):
             expectation_maximization(
                 standard, k_means(standard, k, seed), self.config.covariance, self.config.rank
             )
-            for k in self._candidates()
+            for k in candidates
         ]
         best = min(fits, key=lambda fitted: self._bic(fitted, len(z)))
         self.logits = best.weights.log().to(self.logits)
