@@ -53,15 +53,17 @@ def _centred(mean_square: Tensor, row_means: Tensor, column_means: Tensor) -> Te
 
 def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums [N], column sums [M] and sum of squares of the kernel matrix, in float64."""
-    rows, columns = [], x.new_zeros(len(y), dtype=torch.float64)
+    rows, columns = (x.new_zeros(len(points), dtype=torch.float64) for points in (x, y))
     squares = columns.new_zeros(())
-    for block in x.split(max(1, PAIRS // len(y))):
-        base = (block @ y.T).double() / x.shape[1] + 1
-        values = base * base * base
-        rows.append(values.sum(1))
+    size = max(1, PAIRS // len(y))
+    # Results go into place: small tensors kept among large ones that come and go would fragment the memory.
+    for block, row in zip(x.split(size), rows.split(size)):
+        base = (block @ y.T).double().div_(x.shape[1]).add_(1)
+        values = base.square().mul_(base)
+        row += values.sum(1)
         columns += values.sum(0)
         squares += values.square_().sum()
-    return torch.cat(rows), columns, squares
+    return rows, columns, squares
 
 
 def _kernel_diagonal(x: Tensor) -> Tensor:

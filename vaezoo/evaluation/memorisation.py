@@ -88,7 +88,7 @@ def _placements(values: Tensor, others: Tensor) -> Tensor:
 
 
 def cell_centres(points: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Centres of k-means [cells, d] on points [N, d], N >= cells. The generator, of the CPU, draws the start."""
+    """Centres of k-means [cells, d] on points [N, d], N >= cells. A generator on the CPU draws the start."""
     centres = points[torch.randperm(len(points), generator=generator)[:cells].to(points.device)]
     for _ in range(LLOYD_STEPS):
         nearest_centre = squared_distances(points, centres).argmin(1)

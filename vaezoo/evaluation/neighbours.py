@@ -21,24 +21,26 @@ def at_least_single(features: Tensor) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances of all rows of a [N, d] and b [M, d]: [N, M].
 
-    By |a|^2 + |b|^2 - 2 a.b, so that it is a matrix product; what is within its rounding error is 0, so that
-    equal rows are at distance 0. Few dimensions, in which many rows are that close, are worth no product.
+    By |a|^2 + |b|^2 - 2 a.b, so that it is a matrix product; less its rounding error, so that equal rows are
+    at distance 0. Few dimensions, in which many rows are that close, are worth no product.
     """
     if a.shape[1] <= 8:
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
-    scale = a.square().sum(1, keepdim=True) + b.square().sum(1)
-    squared = torch.addmm(scale, a, b.T, alpha=-2)
-    return squared.mul_(squared > scale.mul_(8 * torch.finfo(a.dtype).eps))
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
+    shrink = 1 - 8 * torch.finfo(a.dtype).eps
+    norms = shrink * a.square().sum(1, keepdim=True) + shrink * b.square().sum(1)
+    return norms.addmm_(a, b.T, alpha=-2).clamp_min_(0)
 
 
 def neighbour_radii(features: Tensor, ks: Sequence[int]) -> Tensor:
     """Squared distance of each row of features [N, d] to its k-th nearest other row: [N, len(ks)]."""
-    radii = []
-    for block in features.split(max(1, DISTANCES // len(features))):
+    radii = features.new_empty(len(features), len(ks))
+    size = max(1, DISTANCES // len(features))
+    # Results go into place: small tensors kept among large ones that come and go would fragment the memory.
+    for block, radius in zip(features.split(size), radii.split(size)):
         # The nearest row is the row itself, so the k-th other one is the (k + 1)-th.
         nearest = squared_distances(block, features).topk(max(ks) + 1, dim=1, largest=False).values
-        radii.append(nearest[:, list(ks)])
-    return torch.cat(radii)
+        radius.copy_(nearest[:, list(ks)])
+    return radii
 
 
 class Neighbourhoods(NamedTuple):
@@ -68,17 +70,19 @@ def neighbourhoods(
     real, fake = real - mean, fake - mean  # the rounding error of distances grows with the norms
     narrow, wide = neighbour_radii(real, (k_precision, k_density)).unbind(1)
     fake_radii = neighbour_radii(fake, (k_precision,))
-    precision, density = [], []
-    recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
-    rows = max(1, DISTANCES // len(real))
-    for block, radii in zip(fake.split(rows), fake_radii.split(rows)):
+    precise, recalled, covered = (
+        torch.zeros(len(x), dtype=torch.bool, device=real.device) for x in (fake, real, real)
+    )
+    inside = torch.zeros(len(fake), dtype=torch.long, device=real.device)
+    size = max(1, DISTANCES // len(real))
+    for block, radii, hit, count in zip(*(x.split(size) for x in (fake, fake_radii, precise, inside))):
         distances = squared_distances(block, real)
-        precision.append((distances <= narrow).any(1))
+        hit |= (distances <= narrow).any(1)
         recalled |= (distances <= radii).any(0)
-        inside = distances <= wide
-        density.append(inside.sum(1) / k_density)
-        covered |= inside.any(0)
-    return Neighbourhoods(torch.cat(precision).float(), recalled.float(), torch.cat(density), covered.float())
+        in_wide = distances <= wide
+        count += in_wide.sum(1)
+        covered |= in_wide.any(0)
+    return Neighbourhoods(precise.float(), recalled.float(), inside / k_density, covered.float())
 
 
 def neighbourhood_variances(real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
@@ -108,10 +112,9 @@ def nearest(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of each row of queries [N, d] to the nearest of points [M, d], and its index: [N], [N]."""
     mean = points.mean(0)
     queries, points = queries - mean, points - mean
-    distances, indices = [], []
-    for block in queries.split(max(1, DISTANCES // len(points))):
-        index = squared_distances(block, points).argmin(1)
-        # Anew, by the difference: it does not lose the small distances that matter here.
-        distances.append((block - points[index]).norm(dim=1))
-        indices.append(index)
-    return torch.cat(distances), torch.cat(indices)
+    indices = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    size = max(1, DISTANCES // len(points))
+    for block, index in zip(queries.split(size), indices.split(size)):
+        index.copy_(squared_distances(block, points).argmin(1))
+    # Anew, by the difference: it does not lose the small distances that matter here.
+    return (queries - points[indices]).norm(dim=1), indices
