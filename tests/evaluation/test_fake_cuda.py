@@ -9,7 +9,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vaezoo
 from vaezoo import testing
 from vaezoo.distributions import code_counts, perplexity
-from vaezoo.evaluation import disentanglement, latents, likelihood, reconstruction, sampling
+from vaezoo.evaluation import (
+    disentanglement,
+    frechet,
+    kernel,
+    latents,
+    likelihood,
+    memorisation,
+    neighbours,
+    reconstruction,
+)
 from vaezoo.evaluation.features import pixel_features
 
 
@@ -26,11 +35,16 @@ def test_every_pure_function_stays_on_the_device() -> None:
             likelihood.dequantize(x),
             likelihood.bits_per_dimension(x.sum((1, 2, 3)), 10),
             pixel_features((3, 32, 32)).extract(x),
-            *sampling.moments(a),
-            sampling.frechet_distance(*sampling.moments(a), *sampling.moments(b)),
-            sampling.frechet_variance(a, b),
-            *sampling.precision_recall(a, b),
-            *sampling.density_coverage(a, b),
+            *frechet.moments(a),
+            frechet.frechet_distance(*frechet.moments(a), *frechet.moments(b)),
+            *frechet.frechet(a, b),
+            frechet.frechet_infinity(a, b, a.sum(), torch.Generator()),
+            *kernel.kernel_distance(a, b),
+            *kernel.vendi_score(a),
+            *neighbours.neighbourhoods(a, b),
+            neighbours.neighbourhood_variances(a, b, torch.Generator()),
+            *neighbours.nearest(a, b),
+            memorisation.cell_centres(a, 3, torch.Generator()),
             latents.active_units(a),
             perplexity(code_counts(codes, 16)),
             disentanglement.discretize(a),
@@ -60,8 +74,8 @@ def test_metrics_of_every_model_stay_on_the_device(name: str) -> None:
             reconstruction.psnr(x, reconstruction_),
             reconstruction.ssim(x, reconstruction_),
             model.distortion(x, q.sample()),
-            sampling.frechet_distance(*sampling.moments(fakes), *sampling.moments(reals)),
-            *sampling.precision_recall(reals, fakes),
+            frechet.frechet_distance(*frechet.moments(fakes), *frechet.moments(reals)),
+            *neighbours.neighbourhoods(reals, fakes),
         ]
         if not q.deterministic:
             outputs += [model.rate(q, q.sample()), latents.active_units(q.mean)]
