@@ -25,7 +25,7 @@ import vaezoo
 from vaezoo.data import ImageData, load_data
 from vaezoo.data.sprites import render
 from vaezoo.evaluation.classifiers import CLASSIFIERS, WEIGHTS, Classifier, save_classifier
-from vaezoo.evaluation.sampling import frechet_distance, moments
+from vaezoo.evaluation.frechet import frechet_distance, moments
 from vaezoo.random import derive, generator, seeded
 
 RESULTS = Path(__file__).parent / "results" / "features.json"

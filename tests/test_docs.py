@@ -198,8 +198,8 @@ def test_evaluation_page_has_every_metric() -> None:
     data = vaezoo.load_data("sprites", size=16, train_size=100, test_size=50)
     for name in ("vae", "vq_vae2"):
         report = vaezoo.evaluate(vaezoo.create(name, image_shape=data.image_shape), data, n=20, samples=2)
-        for metric in (*report.metrics, *report.skipped):
-            base = re.sub(r"_sprites(_real)?$|_\d$", "", metric.split("/")[1])  # features; level
+        for metric in (*report.metrics, *report.skipped, *report.details):
+            base = re.sub(r"_sprites|_real$|_\d$", "", metric.split("/")[1])  # features; level
             assert base in titles, f"{metric} is not explained"
 
 

@@ -19,7 +19,8 @@ from vaezoo.errors import VaezooError
 from vaezoo.evaluation import features as features_module
 from vaezoo.evaluation.classifiers import CLASSIFIERS, FEATURES, HEADER, WEIGHTS, load_classifier
 from vaezoo.evaluation.features import make_features, pixel_features, weights_hash
-from vaezoo.evaluation.sampling import extract, frechet_distance, moments
+from vaezoo.evaluation.frechet import frechet_distance, moments
+from vaezoo.evaluation.sampling import extract
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

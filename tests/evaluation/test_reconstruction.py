@@ -10,6 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from vaezoo.evaluation.features import Features
+from vaezoo.evaluation.frechet import frechet
 from vaezoo.evaluation.observe import Observed
 from vaezoo.evaluation.reconstruction import (
     MS_SSIM_POWERS,
@@ -22,7 +23,6 @@ from vaezoo.evaluation.reconstruction import (
     ssim_window,
 )
 from vaezoo.evaluation.report import Metric, Skipped
-from vaezoo.evaluation.sampling import frechet_variance
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_standard_error_of_rfd_is_that_of_repeated_sampling() -> None:
         assert found.se is not None
         values.append(found.value)
         errors.append(found.se)
-        unpaired.append(frechet_variance(reconstructed, real).sqrt().item())
+        unpaired.append(frechet(reconstructed, real)[1].sqrt().item())
     seen = float(np.std(values, ddof=1))
     assert np.mean(errors) == pytest.approx(seen, rel=0.17)  # 4 standard errors of a deviation from 300 runs
     assert np.mean(unpaired) > 3 * seen

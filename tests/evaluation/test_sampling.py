@@ -1,142 +1,147 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor, nn
 
 from vaezoo.errors import VaezooError
 from vaezoo.evaluation import features as features_module
-from vaezoo.evaluation.features import make_features, pixel_features
-from vaezoo.evaluation.sampling import (
-    density_coverage,
-    frechet_distance,
-    frechet_variance,
-    moments,
-    neighbour_radius,
-    precision_recall,
-)
+from vaezoo.evaluation.features import Features, make_features, pixel_features
+from vaezoo.evaluation.report import Metric, Report, Results, Skipped
+from vaezoo.evaluation.sampling import extract, measure_sampling, sampling_names
+
+TOY = Features("toy", lambda x: x)
 
 
 def normal(n: int, d: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return mean + scale * torch.randn(n, d, dtype=torch.float64, generator=generator)
+    return mean + scale * torch.randn(n, d, generator=generator)
 
 
-def test_moments_are_the_mean_and_the_covariance() -> None:
-    x = normal(5000, 6, 0, mean=100)  # more than one block
-    mean, covariance = moments(x.float())
-    torch.testing.assert_close(mean, x.float().double().mean(0))
-    torch.testing.assert_close(covariance, torch.cov(x.float().double().T), rtol=1e-9, atol=1e-9)
+def metric(results: Results, name: str) -> Metric:
+    result = results[name]
+    assert isinstance(result, Metric), result
+    return result
 
 
-def test_frechet_distance_of_known_gaussians() -> None:
-    eye, mean = torch.eye(16).double(), torch.full((16,), 0.3, dtype=torch.float64)
-    zero = torch.zeros(16).double()
-    assert frechet_distance(zero, eye, mean, 1.44 * eye).item() == pytest.approx(1.44 + 16 * 0.04, abs=1e-9)
-    assert frechet_distance(mean, eye, mean, eye).item() == pytest.approx(0, abs=1e-9)
-    a, b = normal(40, 5, 1), normal(40, 5, 2, scale=2)
-    there, back = frechet_distance(*moments(a), *moments(b)), frechet_distance(*moments(b), *moments(a))
-    assert there.item() == pytest.approx(back.item(), abs=1e-9)
-    (m1, c1), (m2, c2) = moments(a), moments(b)
-    cross = scipy.linalg.sqrtm((c1 @ c2).numpy()).real.trace()
-    expected = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross
-    assert there.item() == pytest.approx(expected.item(), abs=1e-8)
+def test_every_number_of_a_perfect_model_is_what_it_should_be() -> None:
+    """Within 4 standard errors of the number itself, each of which comes with one."""
+    real, fake, other = (normal(1200, 6, s, mean=0.2) for s in range(3))
+    results = measure_sampling(TOY, fake, real, other)
+    assert set(results) == {*sampling_names(TOY), "frechet_toy_real", "vendi_toy_real"}
+    for name, expected in (
+        ("frechet_toy_infinity", 0.0),
+        ("kernel_distance_toy", 0.0),
+        ("density_toy", 1.0),
+        ("coverage_toy", 1 - 0.5**5),
+        ("vendi_toy", metric(results, "vendi_toy_real").value),
+    ):
+        found = metric(results, name)
+        assert found.se is not None
+        assert found.n == 1200
+        assert abs(found.value - expected) < 4 * found.se
+    floor = metric(results, "frechet_toy_real")
+    assert floor.better is None
+    assert metric(results, "frechet_toy").value == pytest.approx(floor.value, rel=0.5)
+    precision, recall = metric(results, "precision_toy"), metric(results, "recall_toy")
+    assert precision.value == pytest.approx(recall.value, abs=0.05)
 
 
-def test_frechet_distance_of_singular_covariances() -> None:
-    """Two lines at an angle: tr (C1 C2)^1/2 = |cos|; two that are orthogonal do not meet."""
-    zero = torch.zeros(3).double()
-    for angle in (0.0, 0.7, math.pi / 2):
-        u, v = (
-            torch.tensor([1.0, 0, 0]).double(),
-            torch.tensor([math.cos(angle), math.sin(angle), 0]).double(),
+def test_what_is_wrong_with_a_model_shows_where_it_should() -> None:
+    modes = torch.cat([normal(400, 4, 0), normal(400, 4, 1, mean=20)])
+    other = torch.cat([normal(400, 4, 2), normal(400, 4, 3, mean=20)])
+    sound = measure_sampling(TOY, modes, other, modes)
+    half = measure_sampling(TOY, normal(800, 4, 4), modes, other)  # one of two modes
+    assert metric(half, "precision_toy").value > 0.8
+    assert metric(half, "recall_toy").value < 0.55
+    assert metric(half, "kernel_distance_toy").value > 100 * metric(sound, "kernel_distance_toy").value
+    one = measure_sampling(TOY, modes[:1].repeat(800, 1), modes, other)  # collapsed
+    assert metric(one, "vendi_toy").value == pytest.approx(1, abs=1e-6)
+    assert metric(one, "vendi_toy").value < metric(one, "vendi_toy_real").value
+    assert metric(one, "recall_toy").value <= 2 / 800
+
+
+def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state() -> None:
+    sets = [normal(100, 5, s) for s in range(3)]
+    state = torch.get_rng_state()
+    first = measure_sampling(TOY, *sets, seed=3)
+    assert measure_sampling(TOY, *sets, seed=3) == first
+    assert measure_sampling(TOY, *sets, seed=4) != first
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_features_that_are_not_finite_skip_what_they_touch() -> None:
+    broken = normal(40, 3, 9)
+    broken[2, 1] = float("inf")
+    sets = [normal(40, 3, s) for s in range(3)]
+    for position, (what, left) in enumerate(
+        (
+            ("generated", {"frechet_toy_real", "vendi_toy_real"}),
+            ("real", set()),
+            ("reference", {*sampling_names(TOY), "vendi_toy_real"}),
         )
-        distance = frechet_distance(zero, torch.outer(u, u), zero, torch.outer(v, v))
-        assert distance.item() == pytest.approx(2 - 2 * abs(math.cos(angle)), abs=1e-7)
-    few = normal(5, 20, 0)  # rank 4
-    assert frechet_distance(*moments(few), *moments(few)).item() == pytest.approx(0, abs=1e-6)
-    assert frechet_variance(few, normal(5, 20, 1)).isfinite()
+    ):
+        chosen = list(sets)
+        chosen[position] = broken
+        results = measure_sampling(TOY, *chosen)
+        assert {name for name, result in results.items() if isinstance(result, Metric)} == left
+        for result in results.values():
+            assert isinstance(result, Metric) or f"features of the {what} images" in result.reason
 
 
-def test_frechet_distance_is_biased_by_the_number_of_samples_as_expected() -> None:
-    """REFERENCES A.18: exact 2.08 at d = 16 reads 2.43, 2.19 and 2.11 at n = 500, 2000 and 8000."""
-    readings = []
-    for n, expected in ((500, 2.43), (2000, 2.19), (8000, 2.11)):
-        runs = [
-            frechet_distance(
-                *moments(normal(n, 16, s)), *moments(normal(n, 16, 1000 + s, mean=0.3, scale=1.2))
-            )
-            for s in range(40)
-        ]
-        values = torch.stack(runs)
-        se = values.std().item() / math.sqrt(len(runs))
-        assert abs(values.mean().item() - expected) < 4 * se + 0.005
-        readings.append(values.mean().item())
-    # The bias goes with 1 / n, so extrapolating removes it.
-    assert (4 * readings[1] - readings[0]) / 3 == pytest.approx(2.08, abs=0.05)
+def test_degenerate_features_give_a_number_or_the_reason() -> None:
+    """Constant, of low rank, fewer rows than features, one row, all zero: nothing is silently not finite."""
+    low_rank = [normal(30, 2, s) @ normal(2, 6, 9) for s in range(3)]
+    cases = {
+        "constant": [torch.full((30, 4), 0.3)] * 3,
+        "zero": [torch.zeros(30, 4)] * 3,
+        "low rank": low_rank,
+        "few": [normal(8, 20, s) for s in range(3)],
+        "two": [normal(2, 3, s) for s in range(3)],
+        "one": [normal(1, 3, s) for s in range(3)],
+        "half precision": [normal(30, 3, s).half() for s in range(3)],
+        "integers": [(4 * normal(30, 3, s)).long() for s in range(3)],
+    }
+    for case, sets in cases.items():
+        results = measure_sampling(TOY, *sets)
+        report = Report.of({}, results)
+        assert not [reason for reason in report.skipped.values() if "value is not finite" in reason], case
+        for found in report.metrics.values():
+            assert found.se is None or 0 <= found.se < float("inf"), case
+    constant = measure_sampling(TOY, *cases["constant"])
+    for name, expected in (
+        ("frechet_toy", 0),
+        ("kernel_distance_toy", 0),
+        ("vendi_toy", 1),
+        ("recall_toy", 1),
+    ):
+        assert metric(constant, name).value == pytest.approx(expected, abs=1e-6)
+    zero = measure_sampling(TOY, *cases["zero"])["vendi_toy"]
+    assert isinstance(zero, Skipped)
+    assert "all 0" in zero.reason
+    assert "singular" in metric(measure_sampling(TOY, *cases["few"]), "frechet_toy").note
+    assert metric(measure_sampling(TOY, *cases["few"]), "recall_toy").se is None
 
 
-def test_standard_error_of_the_frechet_distance_is_that_of_repeated_sampling() -> None:
-    distances, variances = [], []
-    for s in range(300):
-        a, b = normal(400, 6, s), normal(300, 6, 1000 + s, mean=0.3, scale=1.2)
-        distances.append(frechet_distance(*moments(a), *moments(b)))
-        variances.append(frechet_variance(a, b))
-    predicted, seen = torch.stack(variances).mean().sqrt().item(), torch.stack(distances).std().item()
-    assert predicted == pytest.approx(seen, rel=0.15)  # 300 runs give the deviation within 4%
+def test_features_of_another_shape_are_refused() -> None:
+    with pytest.raises(VaezooError, match=r"'toy' must be \[N, d\] with one d"):
+        measure_sampling(TOY, normal(9, 3, 0), normal(9, 4, 1), normal(9, 4, 2))
+    with pytest.raises(VaezooError, match="with one d"):
+        measure_sampling(TOY, *[torch.zeros(9)] * 3)
 
 
-def brute(real: Tensor, fake: Tensor, k: int) -> list[float]:
-    """Precision, recall, density and coverage from their definitions, point by point."""
-
-    def radius(points: Tensor, i: int) -> float:
-        others = sorted((points[i] - p).norm().item() for j, p in enumerate(points) if j != i)
-        return others[k - 1]
-
-    real_radii = [radius(real, i) for i in range(len(real))]
-    fake_radii = [radius(fake, i) for i in range(len(fake))]
-    inside = [[(f - r).norm().item() <= rho for r, rho in zip(real, real_radii)] for f in fake]
-    precision = sum(any(row) for row in inside) / len(fake)
-    recall = sum(any((r - f).norm() <= rho for f, rho in zip(fake, fake_radii)) for r in real) / len(real)
-    density = sum(sum(row) for row in inside) / (k * len(fake))
-    coverage = sum(any(row[i] for row in inside) for i in range(len(real))) / len(real)
-    return [precision, recall, density, coverage]
+def test_only_inception_has_an_fid_and_a_kid() -> None:
+    inception = Features("inception", lambda x: x, is_inception=True)
+    assert {"fid", "fid_infinity", "kid", "vendi_inception"} <= set(sampling_names(inception))
+    assert not {"fid", "kid"} & set(sampling_names(TOY))
 
 
-def means(real: Tensor, fake: Tensor, k: int) -> list[float]:
-    return [v.mean().item() for v in (*precision_recall(real, fake, k), *density_coverage(real, fake, k))]
-
-
-def test_neighbourhood_metrics_equal_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, fake = normal(40, 3, 0), normal(30, 3, 1, mean=0.7)
-    expected = brute(real, fake, 3)
-    assert means(real, fake, 3) == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr("vaezoo.evaluation.sampling.DISTANCES", 100)  # blocks of 2 or 3 rows
-    assert means(real, fake, 3) == pytest.approx(expected, abs=1e-6)
-    assert neighbour_radius(torch.tensor([[0.0], [1.0], [3.0]]), 1).tolist() == [1, 1, 2]
-
-
-def test_density_and_coverage_of_one_distribution() -> None:
-    """REFERENCES A.20: density 1, coverage 1 - prod_{i=1..k} (N - i) / (N + M - i)."""
-    n, m, k = 300, 200, 5
-    runs = torch.tensor([means(normal(n, 8, s), normal(m, 8, 500 + s), k)[2:] for s in range(40)])
-    expected = 1 - math.prod((n - i) / (n + m - i) for i in range(1, k + 1))
-    error = runs.std(0) / math.sqrt(len(runs))
-    assert abs(runs[:, 0].mean() - 1) < 4 * error[0]
-    assert abs(runs[:, 1].mean() - expected) < 4 * error[1]
-
-
-def test_disjoint_supports_and_missing_modes() -> None:
-    real = torch.cat([normal(200, 2, 0), normal(200, 2, 1, mean=50)])
-    assert means(real, normal(400, 2, 2, mean=-50), 3) == [0, 0, 0, 0]
-    precision, recall, _, coverage = means(real, normal(400, 2, 3), 3)
-    assert precision > 0.9
-    assert recall == pytest.approx(0.5, abs=0.06)
-    assert coverage == pytest.approx(0.5, abs=0.06)
+def test_features_are_of_images_as_they_would_be_saved() -> None:
+    pixels = Features("pixels", lambda x: x.flatten(1))
+    images = torch.tensor([-0.5, 0.5, 1.5, 0.0]).view(2, 1, 1, 2)
+    assert extract(pixels, images.split(1)).tolist() == [[0, 0.5], [1, 0]]
 
 
 def test_pixels_are_pooled_to_at_most_256_features() -> None:

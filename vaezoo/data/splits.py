@@ -98,9 +98,13 @@ class Split(ABC):
 
     def subset(self: S, n: int, seed: int) -> S:
         """`min(n, len(self))` images drawn without replacement; the same ones for the same seed."""
+        return self.view(self.draw(n, seed))
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Indices of the images that `subset` of the same arguments holds."""
         if n < 1:
             raise DataError(f"a subset needs at least 1 image, not {n}")
-        return self.view(torch.randperm(len(self), generator=generator(derive(seed, "subset"), "cpu"))[:n])
+        return torch.randperm(len(self), generator=generator(derive(seed, "subset"), "cpu"))[:n]
 
     def first(self: S, n: int) -> S:
         """The first `min(n, len(self))` images."""

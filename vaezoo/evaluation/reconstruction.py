@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vaezoo.evaluation.frechet import frechet
 from vaezoo.evaluation.report import Metric, Result, Results, Skipped, average
-from vaezoo.evaluation.sampling import frechet_distance, frechet_variance, moments
 
 if TYPE_CHECKING:
     from vaezoo.evaluation.features import Features
@@ -132,8 +132,7 @@ def _reconstruction_frechet(observed: Observed, features: Features) -> Result:
         return Skipped("a covariance needs at least 2 images")
     if not bool(reconstructed.isfinite().all()):
         return Skipped("some features of the reconstructions are not finite")
-    value = frechet_distance(*moments(reconstructed), *moments(real))
-    se = frechet_variance(reconstructed, real, paired=True).sqrt()
-    squared, error = torch.stack([value, se]).tolist()
+    value, variance = frechet(reconstructed, real, paired=True)
+    squared, error = torch.stack([value, variance.sqrt()]).tolist()
     note = "; ".join(filter(None, [features.note, "se by the delta method, over pairs"]))
     return Metric(squared, len(real), "squared distance", error, "lower", note)

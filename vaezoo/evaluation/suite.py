@@ -31,6 +31,7 @@ from vaezoo.evaluation.features import Features, make_features
 from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
 from vaezoo.evaluation.lpips import make_lpips
+from vaezoo.evaluation.memorisation import measure_memorisation, memorisation_names
 from vaezoo.evaluation.observe import is_vector, observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
@@ -55,6 +56,7 @@ def evaluate(
     likelihood_n: int = 1000,
     annealing: int = 0,
     features: str | nn.Module | Callable[[Tensor], Tensor] = "auto",
+    training_n: int | None = None,
     axes: Collection[str] | None = None,
     protocol: str = "quick",
     seed: int = 0,
@@ -79,6 +81,7 @@ def evaluate(
             data set, "mnist", "fashion_mnist" or "sprites", else "pixels"), one of these by name,
             "inception" (then the distance is FID), "dinov2", or your own module or function
             [B, C, H, W] -> [B, d].
+        training_n: training images among which those nearest to the samples are looked for; None: `n`.
         axes: some of `AXES`; None: all.
         protocol: counts of the disentanglement metrics: "locatello2019", those of the paper; "quick",
             smaller ones, not to be compared with published numbers.
@@ -95,7 +98,14 @@ def evaluate(
             raise VaezooError(unknown("axis", axis, AXES))
     if protocol not in PROTOCOLS:
         raise VaezooError(unknown("protocol", protocol, PROTOCOLS))
-    numbers = {"n": n, "samples": samples, "likelihood_n": likelihood_n, "batch_size": batch_size}
+    training_n = n if training_n is None else training_n
+    numbers = {
+        "n": n,
+        "samples": samples,
+        "likelihood_n": likelihood_n,
+        "training_n": training_n,
+        "batch_size": batch_size,
+    }
     for name, number in numbers.items():
         if number < 1:
             raise VaezooError(f"evaluate: {name}={number} is not valid, it must be at least 1")
@@ -148,8 +158,7 @@ def evaluate(
                 with run.seeded("observe"):  # the pixels of that pass, where they are binarised dynamically
                     real = extract(compared, run.batches(images, "features"))
             with run.seeded("sampling"):
-                other = data.validation if split == "train" else data.train
-                results["sampling"] = _sampling(run, compared, real, other)
+                results["sampling"] = _sampling(run, compared, images, real, data, split, training_n)
         if "latents" in chosen:
             results["latents"] = {
                 **measure_latents(observed, run.generator("resamples")),
@@ -170,6 +179,7 @@ def evaluate(
         "likelihood_n": min(likelihood_n, len(images)),
         "annealing": min(annealing, len(images)),
         "features": compared.header(),
+        "training_n": training_n,
         "protocol": protocol,
         "axes": [axis for axis in AXES if axis in chosen],
         "seed": seed,
@@ -225,26 +235,43 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolution
 
 
-def _sampling(run: Run, features: Features, real: Tensor, other: Split) -> Results:
-    """Samples from the model's prior against as many images, whose features are `real`, [N, d]; and as many
-    images of another split for the floor."""
+def _sampling(
+    run: Run,
+    features: Features,
+    images: Split,
+    real: Tensor,
+    data: ImageData,
+    split: str,
+    training_n: int,
+) -> Results:
+    """Samples from the model's prior against the images, whose features are `real`, [N, d]; images of another
+    split for the floor, and training images to find copies of."""
     try:
         run.model.require_prior()
     except NotFittedError as error:
-        return dict.fromkeys(sampling_names(features), Skipped(str(error)))
+        names = [*sampling_names(features), *memorisation_names(features)]
+        return dict.fromkeys(names, Skipped(str(error)))
     draws = run.generator("samples")
-    starts = range(0, len(real), run.batch_size)
-    generated = (
-        run.model.sample(min(run.batch_size, len(real) - start), draws)
+    starts = range(0, len(images), run.batch_size)
+    samples = (
+        run.model.sample(min(run.batch_size, len(images) - start), draws)
         for start in tqdm(starts, desc="samples", disable=not run.progress, leave=False)
     )
-    reference = other.subset(len(real), derive(run.seed, "reference"))
-    return measure_sampling(
-        features,
-        extract(features, generated),
-        real,
-        extract(features, run.batches(reference, "features")),
-    )
+    trained = split == "train"
+    other = data.validation if trained else data.train
+    rows = other.draw(len(images) if trained else max(len(images), training_n), derive(run.seed, "reference"))
+    generated = extract(features, samples)
+    reference = extract(features, run.batches(other.view(rows), "features"))
+    if trained:
+        training, held_out = real, reference
+        rows = data.train.draw(len(images), derive(run.seed, "images"))
+    else:
+        training, held_out = reference[:training_n], real
+    seed = derive(run.seed, "sampling metrics")
+    return {
+        **measure_sampling(features, generated, real, reference, seed),
+        **measure_memorisation(features, generated, training, held_out, rows, len(data.train), seed),
+    }
 
 
 def _disentanglement(run: Run, data: ImageData, split: Split, protocol: Protocol) -> Results:
