@@ -1,6 +1,7 @@
 """The committed results of benchmarks agree with themselves and with the recipe that they say they ran."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,48 @@ def test_the_trainer_learns_as_well_as_a_plain_loop():
 def test_plain_loop_data_are_the_published_images(real_data):
     result = json.loads((RESULTS / "plain_loop.json").read_text())
     assert real_data("fashion_mnist").header() == result["data"]
+
+
+def test_the_bound_with_5000_samples_takes_less_than_ten_minutes():
+    result = json.loads((RESULTS / "likelihood_speed.json").read_text())
+    assert (result["k"], result["n"]) == (5000, 10_000)
+    assert result["wall_seconds"] < 600
+
+
+def test_all_disentanglement_metrics_but_dci_take_less_than_three_seconds():
+    result = json.loads((RESULTS / "disentanglement_speed.json").read_text())
+    metrics = result["locatello2019"]["metrics"]
+    assert metrics["all but dci"]["wall_seconds"] < 3
+    assert 3 * metrics["dci"]["wall_seconds"] < metrics["dci, scikit-learn"]["wall_seconds"]
+    for name in ("disentanglement", "completeness", "informativeness"):
+        assert metrics["dci"][name] == pytest.approx(metrics["dci, scikit-learn"][name], abs=0.01)
+    quick = result["quick"]["metrics"]
+    assert quick["all but dci"]["wall_seconds"] + quick["dci"]["wall_seconds"] < 10
+
+
+def test_the_paired_seeds_on_sprites_say_what_is_claimed():
+    result = json.loads((RESULTS / "sprites_disentanglement.json").read_text())
+    pairs = {}
+    for metric, models in result["metrics"].items():
+        for name in result["models"]:
+            values = models[name]["values"]
+            assert len(values) == result["pairs"]["of"] == 5
+            assert models[name]["mean"] == pytest.approx(statistics.fmean(values)), metric
+            assert models[name]["sd"] == pytest.approx(statistics.stdev(values)), metric
+        both = zip(models["beta_tc_vae"]["values"], models["vae"]["values"])
+        pairs[metric] = sum(a > b for a, b in both)
+        assert models["beta_tc_vae above vae"] == pairs[metric]
+    assert result["pairs"]["MIG above"] == pairs["disentanglement/mig"]
+    lower = sum(
+        a < b
+        for a, b in zip(
+            *(result["metrics"]["latents/total_correlation"][m]["values"] for m in ("beta_tc_vae", "vae"))
+        )
+    )
+    assert result["pairs"]["total correlation below"] == lower
+    mig, correlation = result["claims"].values()
+    assert mig == (result["pairs"]["MIG above"] >= 4)
+    assert correlation == (lower == 5)
+    assert all(
+        rate > 0 for m in result["models"] for rate in result["metrics"]["likelihood/rate"][m]["values"]
+    )
