@@ -41,7 +41,7 @@ def test_every_pure_function_stays_on_the_device() -> None:
             classifier, vit = Classifier(28, {"class": 10}), DINOv2(64, 1)
         binned = information.binned_information(a, values, (3, 4))
         untied = information.without_ties(a, b)
-        neighbours = information.neighbour_information(untied, values, (3, 4))
+        nearby = information.neighbour_information(untied, values, (3, 4))
         outputs = [
             reconstruction.mse(x, y),
             reconstruction.l1(x, y),
@@ -77,8 +77,8 @@ def test_every_pure_function_stays_on_the_device() -> None:
             binned.matrix_error,
             information.mutual_information_gap(binned.matrix, binned.entropies),
             information.modularity(binned.matrix),
-            *neighbours.bootstrap(information.info_modularity, b.T.double()),
-            *neighbours.bootstrap(information.info_compactness, b.T.double()),
+            *nearby.bootstrap(information.info_modularity, b.T.double()),
+            *nearby.bootstrap(information.info_compactness, b.T.double()),
             intervention.factor_vae_score(a, values[:, 0], b, values[:, 1], a.var(0), 2),
             intervention.interventional_robustness(a, values, 4),
             unsupervised.gaussian_total_correlation(a.T @ a),

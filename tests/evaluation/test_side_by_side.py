@@ -16,6 +16,7 @@ HEADER: dict[str, Any] = {
     "data": {"name": "d", "fingerprint": "f", "binarize": "none"},
     "split": "test",
     "n": 10,
+    "features": {"name": "net", "hash": "0"},
 }
 
 
@@ -188,6 +189,7 @@ def test_plain_values() -> None:
     [
         {"split": "train"},
         {"n": 11},
+        {"features": {"name": "net", "hash": "1"}},
         {"data": {"fingerprint": "g"}},
         {"data": {"binarize": "static"}},
     ],

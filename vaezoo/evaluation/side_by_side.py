@@ -24,7 +24,7 @@ Verdict = Literal["best", "baseline", "noise", "better", "worse", "differs", "un
 Reports: TypeAlias = Mapping[str, Report | Sequence[Report]]
 
 #: What reports must have in common, or their numbers are about different things.
-IN_COMMON = ("split", "n", "samples", "likelihood_n", "protocol")
+IN_COMMON = ("split", "n", "samples", "likelihood_n", "features", "protocol")
 DATA_IN_COMMON = ("fingerprint", "binarize")
 
 
@@ -288,7 +288,7 @@ def _judge(samples: dict[str, Sample], better: Better | None, baseline: str | No
 
 
 def check_comparable(groups: Mapping[str, Sequence[Report]]) -> None:
-    """Raise unless all reports are of the same images, split and counts; what a header lacks is not asked."""
+    """Raise unless all reports share images, split, features and counts; what a header lacks is not asked."""
     seen: dict[str, tuple[str, Any]] = {}
     for name, group in groups.items():
         for report in group:
