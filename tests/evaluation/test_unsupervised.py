@@ -11,9 +11,9 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from vaezoo.evaluation.frechet import frechet_distance
 from vaezoo.evaluation.information import discretize
 from vaezoo.evaluation.report import Metric, Results, Skipped
-from vaezoo.evaluation.sampling import frechet_distance
 from vaezoo.evaluation.unsupervised import (
     UNSUPERVISED,
     covariance_score,

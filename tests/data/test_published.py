@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from vaezoo.data import disentanglement, load_data
-from vaezoo.data.disentanglement import (
+from vaezoo.data import load_data
+from vaezoo.data.published import (
     CARS3D,
     CARS3D_FILE,
     DSPRITES,
@@ -43,9 +43,9 @@ INSTANCES = 4
 @pytest.fixture(autouse=True)
 def _small_grids(monkeypatch):
     for name, sizes in SMALL.items():
-        axes = zip(getattr(disentanglement, name), sizes)
-        monkeypatch.setattr(disentanglement, name, tuple(replace(axis, size=size) for axis, size in axes))
-    monkeypatch.setattr(disentanglement, "SMALLNORB_INSTANCES", INSTANCES)
+        axes = zip(getattr(published, name), sizes)
+        monkeypatch.setattr(published, name, tuple(replace(axis, size=size) for axis, size in axes))
+    monkeypatch.setattr(published, "SMALLNORB_INSTANCES", INSTANCES)
 
 
 def combinations(name):
@@ -291,17 +291,17 @@ def test_images_are_resized_by_lanczos(tmp_path):
     weights /= weights.sum(1, keepdims=True)
     across = np.clip(np.einsum("ij,hjc->hic", weights, image), 0, 255)
     expected = np.clip(np.einsum("ij,jwc->iwc", weights, across), 0, 255)
-    resized = disentanglement._resized(image)
+    resized = published._resized(image)
     assert resized.shape == (64, 64, 3)
     assert np.abs(resized - expected).max() < 2  # rounded twice
     grey = np.asarray(Image.fromarray(image[:, :, 0]))
-    assert np.array_equal(disentanglement._resized(grey), resized[:, :, 0])
+    assert np.array_equal(published._resized(grey), resized[:, :, 0])
 
 
 def test_cars_stand_upright():
     images = np.zeros((128, 128, 3, 3, 2), np.uint8)
     images[64:] = 255  # the lower half
-    resized = disentanglement._car(io.BytesIO(car_content(images)), 3, 2)
+    resized = published._car(io.BytesIO(car_content(images)), 3, 2)
     assert resized.shape == (3, 2, 64, 64, 3)
     assert (resized[:, :, :24] == 0).all()
     assert (resized[:, :, 40:] == 255).all()
