@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from vaezoo.data import load_data
+from vaezoo.data import load_data, published
 from vaezoo.data.published import (
     CARS3D,
     CARS3D_FILE,
