@@ -51,6 +51,7 @@ def test_continuous_factors_are_left_out_and_named() -> None:
 
 KINDS = (Factor("a", 3, "categorical"), Factor("b", 6, "ordinal"), Factor("c", 10, "circular"))
 SMALL = Protocol("small", 600, 300, 10, 60, 60)
+TINY = Protocol("tiny", 400, 300, 1, 40, 40)
 
 
 def measured(codes: Tensor, factors: Tensor | None = None, **options: object) -> Results:
@@ -122,11 +123,10 @@ def test_a_second_copy_of_each_code() -> None:
 def test_noise_scores_what_it_scores_of_shuffled_factors() -> None:
     """REFERENCES A.17: independent noise is inside a permutation null."""
     factors, codes = drawn(900), noise(900, 3)
-    protocol = Protocol("tiny", 400, 300, 1, 40, 40)
-    ours = values(measured(codes, factors, protocol=protocol))
+    ours = values(measured(codes, factors, protocol=TINY))
     generator = torch.Generator().manual_seed(3)
     null = [
-        values(measured(codes, factors[torch.randperm(900, generator=generator)], protocol=protocol))
+        values(measured(codes, factors[torch.randperm(900, generator=generator)], protocol=TINY))
         for _ in range(12)
     ]
     for name, value in ours.items():
@@ -167,7 +167,7 @@ def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state() -> N
     mixing = noise(3, 4)
 
     def again(seed: int) -> Results:
-        return measured(codes, factors, encode=lambda rows: rows.double() @ mixing, seed=seed)
+        return measured(codes, factors, protocol=TINY, encode=lambda rows: rows.double() @ mixing, seed=seed)
 
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (the state that an unseeded predictor would draw from)

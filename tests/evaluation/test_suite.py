@@ -191,7 +191,8 @@ def test_mig_of_codes_that_see_position(monkeypatch: pytest.MonkeyPatch) -> None
     assert report["reconstruction/mse"].value == pytest.approx(0.25, rel=1e-6)
 
 
-def test_disentanglement_on_images_that_cannot_be_rendered() -> None:
+def test_disentanglement_on_images_that_cannot_be_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol("quick", 2000, 1000, 1, 20, 20))
     sprites = load_data("sprites", size=16, train_size=100, test_size=400, validation=50)
     images = sprites.test.batch(torch.arange(400))
     fixed = ResidentSplit((255 * images).byte(), factors=sprites.test.factors)
