@@ -39,7 +39,7 @@ class Ranking:
     Attributes:
         scores: UDR of each model, in [0, 1], the median over its pairs; standard errors by the bootstrap over
             the other models, None with one other.
-        pairs: score of each pair, [model][other], 0 for a model with itself.
+        pairs: score of each pair, a row for each model, 0 with itself.
         informative: number of dimensions of each model that were compared.
     """
 
