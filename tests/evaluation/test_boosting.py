@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sampled import drawn, noise
 from sklearn.ensemble import GradientBoostingClassifier
 
@@ -28,7 +29,8 @@ def test_boosted_trees_without_ties_are_exactly_those_of_scikit_learn() -> None:
     assert (ours.predicted == theirs.predict(x[400:])).all()
 
 
-def test_boosted_trees_do_not_depend_on_threads() -> None:
+def test_boosted_trees_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaezoo.evaluation.boosting.MANY", 1)
     factors = drawn(300)
     x, y = noise(300, 3).numpy(), factors[:, 2].numpy()
     one, two = (boost(x, y, x, stages=5, threads=threads) for threads in (1, 2))

@@ -28,6 +28,7 @@ RATE = 0.1
 STAGES = 100
 SAME = 1e-7  # scikit-learn puts no threshold between values that are closer
 PURE = float(np.finfo(np.float64).eps)  # nor splits a node of this variance
+MANY = 5000  # points, below which threads wait for each other longer than they compute
 TIE = 1e-9  # relative difference of gains below which they are rounding errors of one number
 
 
@@ -62,7 +63,8 @@ def boost(
         test: features [M, D].
         stages: number of boosting stages.
         seed: chooses among equal splits.
-        threads: trees of a stage are grown in this many threads; the result does not depend on it.
+        threads: trees of a stage are grown in this many threads, if there are `MANY` points; the result does
+            not depend on it.
     """
     classes, y = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -90,7 +92,8 @@ def boost(
         tree.grow(raw_train[k], raw_test[k])
         return gains
 
-    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+    several = threads > 1 and n >= MANY
+    with ThreadPoolExecutor(threads) if several else nullcontext() as pool:
         run = map if pool is None else pool.map
         for stage in range(stages):
             gradients = onehot - _probabilities(raw_train)

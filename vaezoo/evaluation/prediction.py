@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
 
 from vaezoo.evaluation.boosting import boost
 
@@ -182,7 +183,8 @@ def softmax_regression(x: Array, y: Values, penalty: float, weights: Array, step
 
     options = {"maxiter": steps, "maxls": 50, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps}
     start = np.zeros(classes * (dims + 1))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    with threadpool_limits(1):  # several threads on matrices this small take four times as long as one
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(classes, dims + 1).T
 
 
