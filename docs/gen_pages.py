@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import html
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable
@@ -266,9 +267,21 @@ def parts_index() -> str:
     return f"# Parts\n\nWhat models are put together from, by name.\n\n{table}\n"
 
 
+def sprites_table() -> str:
+    """Mean and standard deviation over seeds of benchmarks/reproduce/sprites_disentanglement.py."""
+    result = json.loads((DOCS.parent / "benchmarks/results/sprites_disentanglement.json").read_text())
+    rows = []
+    for metric, row in result["metrics"].items():
+        cells = [f"{row[name]['mean']:.3g} ± {row[name]['sd']:.1g}" for name in result["models"]]
+        above = f"{row['beta_tc_vae above vae']} of {result['pairs']['of']}"
+        rows.append([code(metric), *cells, above])
+    return markdown_table(["metric", *map(code, result["models"]), "`beta_tc_vae` above `vae`"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": model_table,
     "data": data_table,
+    "sprites": sprites_table,
     "train_options": lambda: options_table(describe_fields(TrainConfig)),
 }
 

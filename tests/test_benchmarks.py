@@ -66,7 +66,10 @@ def test_the_paired_seeds_on_sprites_say_what_is_claimed():
     lower = sum(
         a < b
         for a, b in zip(
-            *(result["metrics"]["latents/total_correlation"][m]["values"] for m in ("beta_tc_vae", "vae"))
+            *(
+                result["metrics"]["latents/total_correlation_100000"][m]["values"]
+                for m in ("beta_tc_vae", "vae")
+            )
         )
     )
     assert result["pairs"]["total correlation below"] == lower

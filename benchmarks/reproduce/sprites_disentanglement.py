@@ -8,7 +8,9 @@ that are there are not run again, and an interrupted one goes on, so two process
     python benchmarks/reproduce/sprites_disentanglement.py
 
 The last one trains what is missing, evaluates all, and writes results/sprites_disentanglement.json. The total
-correlation of every model is the same estimate, from all evaluated images, whatever the model was trained on.
+correlation of every model is the same estimate, whatever the model was trained on. Where the rate is above
+the logarithm of the number of images, it is too high (see docs/evaluation.md), so it is also taken from
+100,000 training images.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import torch
 
 import vaezoo
 from vaezoo.data import ImageData
+from vaezoo.distributions import DiagonalGaussian
 from vaezoo.evaluation import Report
-from vaezoo.random import derive, seeded
+from vaezoo.evaluation.aggregate import aggregate_log_probs
+from vaezoo.random import derive, generator, seeded
 
 RESULT = Path(__file__).parents[1] / "results" / "sprites_disentanglement.json"
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,6 +43,8 @@ DATA: dict[str, Any] = {"size": 32, "train_size": 128_000, "validation": 4_000, 
 NETWORK: dict[str, Any] = {"network": "mlp", "latent_dim": 10}
 TRAINING: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 1e-3}
 AXES = ("reconstruction", "likelihood", "latents", "disentanglement")
+MANY, POINTS = 100_000, 1_000  # images of the aggregate posterior, and z at which it is computed
+LARGE = f"latents/total_correlation_{MANY}"
 
 
 def train(name: str, seed: int, data: ImageData, folder: Path) -> None:
@@ -64,12 +70,26 @@ def evaluate(data: ImageData, seed: int, folder: Path) -> Report:
     return Report.load(path)
 
 
-def summarise(reports: dict[str, dict[int, Report]]) -> dict[str, Any]:
+@torch.no_grad()
+def total_correlation(data: ImageData, folder: Path) -> float:
+    """Of q(z) as the mean over `MANY` images, nats."""
+    path = folder / "total_correlation.json"
+    if not path.exists():
+        model = vaezoo.load(folder)
+        rows = torch.arange(MANY).split(1000)
+        parts = [model.encode(data.train.batch(indices)) for indices in rows]
+        q = DiagonalGaussian(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))
+        noise = generator(derive(0, "points"), "cpu")
+        points = q.sample(generator=noise)[torch.randperm(MANY, generator=noise)[:POINTS]]
+        joint, marginals = aggregate_log_probs(q, points)
+        path.write_text(json.dumps((joint - marginals.sum(1)).mean().item()) + "\n")
+    return json.loads(path.read_text())
+
+
+def summarise(values_of: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Every metric's mean, spread and values over seeds; in how many pairs beta-TCVAE is above the VAE."""
-    metrics = sorted(set.intersection(*({*r.metrics} for cells in reports.values() for r in cells.values())))
     rows: dict[str, Any] = {}
-    for metric in metrics:
-        values = {name: [cells[seed][metric].value for seed in SEEDS] for name, cells in reports.items()}
+    for metric, values in values_of.items():
         rows[metric] = {
             name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
             for name, v in values.items()
@@ -93,9 +113,12 @@ def main() -> None:
         return
 
     reports = {name: {s: evaluate(data, s, args.out / f"{name}-{s}") for s in SEEDS} for name in MODELS}
-    rows = summarise(reports)
+    metrics = sorted(set.intersection(*({*r.metrics} for cells in reports.values() for r in cells.values())))
+    values = {m: {n: [cells[s][m].value for s in SEEDS] for n, cells in reports.items()} for m in metrics}
+    values[LARGE] = {n: [total_correlation(data, args.out / f"{n}-{s}") for s in SEEDS] for n in MODELS}
+    rows = summarise(values)
     above = rows["disentanglement/mig"]["beta_tc_vae above vae"]
-    lower = len(SEEDS) - rows["latents/total_correlation"]["beta_tc_vae above vae"]
+    lower = len(SEEDS) - rows[LARGE]["beta_tc_vae above vae"]
     result = {
         "what": "sprites at 32x32, four models, five paired seeds; quick protocol",
         "claims": {

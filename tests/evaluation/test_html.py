@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vaezoo.evaluation.html import comparison_page
-from vaezoo.evaluation.report import Detail, Metric, Report, Results, Skipped
+from vaezoo.evaluation.report import INDEX, Detail, Metric, Report, Results, Skipped
 from vaezoo.evaluation.side_by_side import side_by_side
 
 EVIL = '<script>alert("x")</script>\'"&'
@@ -167,3 +167,10 @@ def test_pages_of_a_folder(report: Report, pictures: dict[str, Path], tmp_path: 
     assert Report.load(tmp_path / "report.json") == report
     assert (tmp_path / "report.html").read_text() == report.to_html(pictures)
     assert (tmp_path / "report.md").read_text() == report.to_markdown()
+
+
+def test_numbers_of_images_are_not_drawn_as_sizes() -> None:
+    details: Results = {"a/sizes": Detail([1.0, 2.0], ("x",)), "a/nearest": Detail([7.0], ("x",), unit=INDEX)}
+    page = Parsed(Report.of({}, details).to_html())
+    assert page.tags.count("svg") == 1
+    assert "nearest" not in page.text

@@ -11,7 +11,7 @@ from typing import Any
 
 from vaezoo.errors import VaezooError
 from vaezoo.evaluation.charts import draw, rate_distortion, svg
-from vaezoo.evaluation.report import ARROWS, Detail, Metric, Report, by_reason, with_error
+from vaezoo.evaluation.report import ARROWS, INDEX, Detail, Metric, Report, by_reason, with_error
 from vaezoo.evaluation.side_by_side import MARKS, Cell, Reports, SideBySide
 
 #: Colours follow the reader's choice of light or dark; wide tables and charts scroll by themselves.
@@ -145,7 +145,8 @@ def _skipped(skipped: Mapping[str, str]) -> str:
 
 def _details(details: Mapping[str, Detail], prefix: str) -> str:
     figures = []
-    for number, (name, detail) in enumerate(details.items()):
+    drawn = {name: detail for name, detail in details.items() if detail.unit != INDEX}
+    for number, (name, detail) in enumerate(drawn.items()):
         caption = ": ".join(filter(None, [name, detail.note]))
         figures.append(_figure(svg(draw(detail), name, f"{prefix}-{number}"), caption))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaezoo.evaluation.features import Features
 from vaezoo.evaluation.neighbours import at_least_single, nearest, squared_distances
-from vaezoo.evaluation.report import Detail, Metric, Result, Results, Skipped
+from vaezoo.evaluation.report import INDEX, Detail, Metric, Result, Results, Skipped
 from vaezoo.random import derive, generator
 
 ALPHA = 0.01
@@ -154,7 +154,7 @@ def measure_memorisation(
 
     shown = rows.to(indices.device)[indices[:SHOWN]].tolist()
     note = f"index in its split of the {among}, for the first samples"
-    results[names[2]] = Detail([float(row) for row in shown], ("sample",), note=note)
+    results[names[2]] = Detail([float(row) for row in shown], ("sample",), unit=INDEX, note=note)
     return results
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from vaezoo.errors import VaezooError, unknown
 
+#: Unit of a detail whose values are numbers of images, which no chart of sizes can show.
+INDEX = "index"
+
 #: 2 added `details`; a report of schema 1 loads with none.
 SCHEMA = 2
 
