@@ -214,6 +214,11 @@ class Joint(Posterior):
         return torch.stack([q.log_prob(v) for q, v in zip(self.factors, value, strict=True)]).sum(0)
 
 
+def code_type(size: int) -> torch.dtype:
+    """The smallest integers that codes 0 to `size` - 1 fit into."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if size - 1 <= torch.iinfo(t).max)
+
+
 def code_counts(codes: Tensor, size: int) -> Tensor:
     """How often each of `size` codes occurs, float64 [size]. codes: integers of any shape."""
     ones = torch.ones(codes.numel(), dtype=torch.float64, device=codes.device)

@@ -276,8 +276,7 @@ def latent_plane(model: Autoencoder, batches: Iterable[Tensor]) -> Plane:
 
 
 def _has_plane(model: Autoencoder) -> bool:
-    shapes = model.latent.shapes
-    return model.latent.codes is None and len(shapes) == len(shapes[0]) == 1 and shapes[0][0] >= 2
+    return model.latent.is_vector and model.latent.shapes[0][0] >= 2
 
 
 def latent_map(

@@ -32,6 +32,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import BaseConfig, split_options
 from vaezoo.data import ImageData, Loader, Split, load_data
+from vaezoo.distributions import code_type
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.objective import Loss, Progress
@@ -735,11 +736,9 @@ def encode_all(model: Autoencoder, split: Split, config: TrainConfig) -> Latent:
     loader = Loader(split, min(512, len(split)), shuffle=False, drop_last=False, workers=config.workers)
     device = next(model.parameters()).device
     codes = model.latent.codes
-    kinds = (torch.uint8, torch.int16, torch.int32)
-    smallest = next(kind for kind in kinds if codes is None or codes - 1 <= torch.iinfo(kind).max)
 
     def compact(level: Tensor) -> Tensor:
-        return level if codes is None else level.to(smallest)
+        return level if codes is None else level.to(code_type(codes))
 
     with evaluation_mode(model), seeded(derive(config.seed, "latents"), device):
         batches = [map_latent(compact, model.latents(batch)) for batch in loader.epoch(0)]

@@ -23,7 +23,7 @@ from torch import Tensor
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.errors import NotFittedError
 from vaezoo.evaluation.likelihood import caveat
-from vaezoo.evaluation.observe import Observed, is_vector
+from vaezoo.evaluation.observe import Observed
 from vaezoo.evaluation.report import Results, Skipped, average
 from vaezoo.inference import evaluation_mode
 from vaezoo.random import derive, generator, seeded
@@ -214,7 +214,7 @@ def measure_annealing(model: Autoencoder, observed: Observed, images: Iterator[T
         images: batches [B, C, H, W].
         seed: of chains and simulated images.
     """
-    if not is_vector(model.latent):
+    if not model.latent.is_vector:
         return dict.fromkeys(NAMES, Skipped("annealing moves one real vector, and the latents are others"))
     try:
         prior = model.require_prior()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
-from vaezoo.autoencoder import Autoencoder, LatentShape
-from vaezoo.distributions import DiagonalGaussian
+from vaezoo.autoencoder import Autoencoder
+from vaezoo.distributions import DiagonalGaussian, code_type
 from vaezoo.evaluation.features import Features
 from vaezoo.evaluation.lpips import Lpips
 from vaezoo.evaluation.reconstruction import MS_SSIM_SMALLEST, l1, ms_ssim, mse, psnr, ssim
@@ -57,11 +57,6 @@ class Observed:
     binary: bool
     eight_bit: bool
     shape: tuple[int, ...]
-
-
-def is_vector(latent: LatentShape) -> bool:
-    """The latent is one vector of real numbers."""
-    return latent.codes is None and [len(shape) for shape in latent.shapes] == [1]
 
 
 def observe(
@@ -115,14 +110,14 @@ def observe(
                 row["rate"] = model.rate(q, z)
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
-            if is_vector(latent):
+            if latent.is_vector:
                 vectors["means"].append(q.mean)
                 vectors["draws"].append(z)
             if isinstance(q, DiagonalGaussian):
                 vectors["log_variances"].append(q.log_variance)
             if latent.codes is not None:
                 levels = z if isinstance(z, tuple) else (z,)
-                codes.append(tuple(level.flatten(1).to(_code_type(latent.codes)) for level in levels))
+                codes.append(tuple(level.flatten(1).to(code_type(latent.codes)) for level in levels))
             binary.append(((x == 0) | (x == 1)).all())
             eight_bit.append(((255 * x - torch.round(255 * x)).abs() < 1e-3).all())
     return Observed(
@@ -136,11 +131,6 @@ def observe(
         eight_bit=bool(torch.stack(eight_bit).all()),
         shape=tuple(x.shape[1:]),
     )
-
-
-def _code_type(codes: int) -> torch.dtype:
-    """The smallest integers that codes 0 to `codes` - 1 fit into."""
-    return next(t for t in (torch.uint8, torch.int16, torch.int32) if codes - 1 <= torch.iinfo(t).max)
 
 
 def measure(p: Distribution) -> Measure:

@@ -32,7 +32,7 @@ from vaezoo.evaluation.latents import measure_latents
 from vaezoo.evaluation.likelihood import measure_likelihood
 from vaezoo.evaluation.lpips import make_lpips
 from vaezoo.evaluation.memorisation import measure_memorisation, memorisation_names
-from vaezoo.evaluation.observe import is_vector, observe
+from vaezoo.evaluation.observe import observe
 from vaezoo.evaluation.reconstruction import measure_reconstruction
 from vaezoo.evaluation.report import Report, Results, Skipped
 from vaezoo.evaluation.sampling import extract, measure_sampling, sampling_names
@@ -278,7 +278,7 @@ def _disentanglement(run: Run, data: ImageData, split: Split, protocol: Protocol
     """Codes of images of known factors, rendered from uniform draws where the data can, else of a subset.
     Where the data has no factors, the scores that need none."""
     unnamed = Skipped(f"{data.name} has no ground-truth factors")
-    if not is_vector(run.model.latent):
+    if not run.model.latent.is_vector:
         grids = Skipped("the latents are code grids, not one vector")
         return {name: grids if data.factors or name in UNSUPERVISED else unnamed for name in METRICS}
     if not data.factors:

@@ -26,9 +26,14 @@ class LatentShape:
     shapes: tuple[tuple[int, ...], ...]
     codes: int | None = None
 
+    @property
+    def is_vector(self) -> bool:
+        """The latent is one vector of real numbers."""
+        return self.codes is None and [len(shape) for shape in self.shapes] == [1]
+
     def vector_dim(self, prior: str) -> int:
         """D, where the latent is one real vector [D]; refused with the name of the prior where it is not."""
-        if self.codes is not None or len(self.shapes) != 1 or len(self.shapes[0]) != 1:
+        if not self.is_vector:
             raise VaezooError(f"{prior} is a prior over one real vector, but this model's latent is a {self}")
         return self.shapes[0][0]
 
