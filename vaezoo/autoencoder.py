@@ -176,15 +176,43 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x).mean).mean
 
     @inference
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        labels: Tensor | int | None = None,
+        **options: Any,
+    ) -> Tensor:
         """n images [n, C, H, W]: means of p(x|z) at z drawn from the model's own prior.
+
+        Args:
+            n: number of images.
+            generator: on the model's device; None: torch's default one.
+            labels: classes of the images, long [n] or one for all, for a prior that was fitted with classes.
+            **options: of the prior's `sample`: `temperature`, and for priors over codes `guidance`, `top_k`,
+                `top_p`, `progress`.
 
         Raises:
             NotFittedError: the model has no prior yet.
+            VaezooError: an option or labels that its prior does not take.
         """
         prior = self.require_prior()
-        sizes = [min(SAMPLED_IMAGES, n - start) for start in range(0, n, SAMPLED_IMAGES)]
-        return torch.cat([self.decode(prior.sample(size, generator)).mean for size in sizes])
+        takes = [
+            name for name in inspect.signature(prior.sample).parameters if name not in ("n", "generator")
+        ]
+        if labels is not None:
+            options["labels"] = labels
+        for name in options:
+            if name not in takes:
+                raise VaezooError(unknown(f"option of sampling from {type(prior).__name__}", name, takes))
+        images = []
+        for start in range(0, n, SAMPLED_IMAGES):
+            size = min(SAMPLED_IMAGES, n - start)
+            if isinstance(labels, Tensor) and labels.ndim:
+                options["labels"] = labels[start : start + size]
+            images.append(self.decode(prior.sample(size, generator, **options)).mean)
+        return torch.cat(images)
 
     @inference
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 8, spherical: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
 """p(z): what a model samples from."""
 
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import Labelled, LatentShape, Prior
 from vaezoo.registry import Registry
 
 PRIORS: Registry[type[Prior]] = Registry(
@@ -15,4 +15,4 @@ PRIORS: Registry[type[Prior]] = Registry(
     how="vaezoo.priors.PRIORS.register",
 )
 
-__all__ = ["PRIORS", "LatentShape", "Prior"]
+__all__ = ["PRIORS", "Labelled", "LatentShape", "Prior"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,24 @@ class LatentShape:
         return f"{grids} grid of {self.codes} codes" if self.codes else f"{grids} real numbers"
 
 
+class Labelled(NamedTuple):
+    """Latents with the classes of their images: a batch for a prior that is conditioned on classes.
+
+    Attributes:
+        z: latents of B images.
+        labels: long [B].
+    """
+
+    z: Latent
+    labels: Tensor
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what does not scale noise."""
+    if not 0 < temperature < math.inf:
+        raise VaezooError(f"sample: temperature={temperature} is not valid, it must be above 0 and finite")
+
+
 class Prior(nn.Module):
     """p(z). A prior without parameters is fitted in closed form by `fit`; one with parameters is trained on
     the latents of the data by the same trainer as the models, through `losses` and `parameter_groups`."""
@@ -55,6 +74,9 @@ class Prior(nn.Module):
     #: Fitted to the latents of a trained model (`vaezoo.fit_prior`), rather than trained with the model.
     fitted: bool = False
 
+    #: Takes the classes of images: `losses` a `Labelled` batch, `sample` an argument `labels`.
+    conditional: bool = False
+
     def __init__(self, config: Any, latent: LatentShape) -> None:
         super().__init__()
         self.config = config
@@ -64,10 +86,17 @@ class Prior(nn.Module):
         """log p(z), [B] nats. z as `sample` returns it."""
         raise NotImplementedError
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Latent:
         """n draws, [n, ...] on the prior's device; a tuple, coarsest first, where there are several levels.
 
         The same for the same generator, in train mode too.
+
+        Args:
+            n: number of draws.
+            generator: on the prior's device; None: torch's default one.
+            temperature: below 1 the draws are more typical and less diverse. For priors over vectors it is
+                the factor of the standard deviation of the Gaussian noise that they are made from; for
+                priors over codes, the divisor of the logits.
         """
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from vaezoo.config import BaseConfig
 from vaezoo.distributions import LOG_2PI, Latent
 from vaezoo.errors import VaezooError
 from vaezoo.inference import inference
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import LatentShape, Prior, check_temperature
 
 #: Bound on the logarithm of a layer's scale: an untypical latent costs many nats, and overflows nothing.
 LOG_SCALE = 5.0
@@ -84,11 +84,11 @@ class FlowPrior(Prior):
         return log_det - 0.5 * (u.square() + LOG_2PI).sum(1)
 
     @inference
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(temperature)
         mean = self.mean
-        return self.inverse(
-            torch.randn(n, len(mean), dtype=mean.dtype, device=mean.device, generator=generator)
-        )
+        noise = torch.randn(n, len(mean), dtype=mean.dtype, device=mean.device, generator=generator)
+        return self.inverse(temperature * noise)
 
 
 class Masked(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import LOG_2PI, Latent
 from vaezoo.errors import VaezooError
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import LatentShape, Prior, check_temperature
 from vaezoo.random import generator as make_generator
 
 CANDIDATES = (1, 2, 3, 5, 10, 20, 50)  # numbers of components that BIC chooses among
@@ -111,12 +111,13 @@ class GaussianMixture(Prior):
             log_components(z, self.logits.log_softmax(0), self.means, self.cholesky), dim=1
         )
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(temperature)
         component = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
         noise = torch.randn(
             n, self.means.shape[1], 1, device=self.means.device, dtype=self.means.dtype, generator=generator
         )
-        return self.means[component] + (self.cholesky[component] @ noise).squeeze(-1)
+        return self.means[component] + temperature * (self.cholesky[component] @ noise).squeeze(-1)
 
 
 def log_components(z: Tensor, log_weights: Tensor, means: Tensor, cholesky: Tensor) -> Tensor:

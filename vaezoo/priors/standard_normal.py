@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import DiagonalGaussian, Latent, Posterior
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import LatentShape, Prior, check_temperature
 
 
 class StandardNormal(Prior):
@@ -29,8 +29,9 @@ class StandardNormal(Prior):
         assert isinstance(z, Tensor)
         return self._distribution().log_prob(z)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._distribution().sample((n,), generator)
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(temperature)
+        return temperature * self._distribution().sample((n,), generator)
 
     def kl(self, q: Posterior, z: Latent) -> Tensor:
         if isinstance(q, DiagonalGaussian):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import DiagonalGaussian, Latent, Posterior
 from vaezoo.errors import VaezooError
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import LatentShape, Prior, check_temperature
 
 
 class VampPrior(Prior):
@@ -70,7 +70,9 @@ class VampPrior(Prior):
         assert isinstance(z, Tensor)
         return self.mixture().log_prob(z.unsqueeze(1)).logsumexp(1) - math.log(self.config.components)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(temperature)
         q = self.mixture()
         chosen = torch.randint(self.config.components, (n,), device=q.mean.device, generator=generator)
-        return DiagonalGaussian(q.mean[chosen], q.log_variance[chosen]).sample(generator=generator)
+        log_variance = q.log_variance[chosen] + 2 * math.log(temperature)
+        return DiagonalGaussian(q.mean[chosen], log_variance).sample(generator=generator)
