@@ -26,7 +26,7 @@ ALLOWED = {
     "distributions": set(),
     "likelihoods": {"distributions", *BASE},
     "networks": {"distributions", *BASE},
-    "priors": {"distributions", *BASE},
+    "priors": {"distributions", "networks", *BASE},
     "data": BASE,
     "autoencoder": {"distributions", "priors", *BASE},
     "models": {"autoencoder", "distributions", "likelihoods", "networks", "priors", *BASE},

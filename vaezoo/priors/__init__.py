@@ -10,6 +10,8 @@ PRIORS: Registry[type[Prior]] = Registry(
         "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
         "flow": "vaezoo.priors.flow:FlowPrior",
         "vamp": "vaezoo.priors.vamp:VampPrior",
+        "pixelcnn": "vaezoo.priors.pixelcnn:PixelCNNPrior",
+        "pixelsnail": "vaezoo.priors.pixelsnail:PixelSNAILPrior",
         "transformer": "vaezoo.priors.transformer:TransformerPrior",
     },
     how="vaezoo.priors.PRIORS.register",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -10,19 +11,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vaezoo.config import BaseConfig
-from vaezoo.distributions import Latent
 from vaezoo.errors import VaezooError
-from vaezoo.inference import inference
-from vaezoo.priors.base import LatentShape, Prior
+from vaezoo.priors.base import LatentShape
+from vaezoo.priors.causal import attend_from
+from vaezoo.priors.codes import CodePrior, Codes
 
 
-class TransformerPrior(Prior):
+class TransformerPrior(CodePrior):
     """Causal transformer over the codes in raster order, coarsest level first.
 
-    p(codes) = prod_t p(code_t | all earlier codes): every position sees every earlier one, so there is no
-    blind spot, and a finer level is conditioned on all coarser ones. Each position also reads its neighbours
-    directly, which it would otherwise have to learn to look up. Sampling caches keys and values.
+    Every position sees every earlier one, so there is no blind spot, and a finer level is conditioned on all
+    coarser ones. Each position also reads its neighbours directly, which it would otherwise have to learn to
+    look up. Sampling caches keys and values.
     """
 
     paper = "Esser, Rombach & Ommer, Taming Transformers for High-Resolution Image Synthesis, CVPR 2021"
@@ -37,7 +37,7 @@ class TransformerPrior(Prior):
         }
     }
 
-    class Config(BaseConfig):
+    class Config(CodePrior.Config):
         width: int = Field(128, ge=8, description="features per position")
         depth: int = Field(4, ge=1, le=64, description="number of blocks")
         heads: int = Field(4, ge=1, description="attention heads; must divide width")
@@ -47,80 +47,66 @@ class TransformerPrior(Prior):
 
     def __init__(self, config: Config, latent: LatentShape) -> None:
         super().__init__(config, latent)
-        if latent.codes is None:
-            raise VaezooError(f"transformer is a prior over code grids, but this model's latent is {latent}")
         if config.width % config.heads:
             raise VaezooError(f"transformer: heads={config.heads} does not divide width={config.width}")
         self.lengths = [math.prod(shape) for shape in latent.shapes]
-        self.length = sum(self.lengths)
-        levels = len(self.lengths)
+        self.starts = [0, *accumulate(self.lengths)]
+        length, levels = self.starts[-1], len(self.lengths)
         # Token 0 stands where there is no code; each level has codes of its own.
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(1 + levels * latent.codes, config.width) for _ in range(3)
-        )
-        self.position = nn.Parameter(torch.zeros(self.length, config.width))
+        self.embeddings = nn.ModuleList(nn.Embedding(1 + levels * self.codes, config.width) for _ in range(3))
+        self.position = nn.Parameter(torch.zeros(length, config.width))
+        self.label = nn.Embedding(config.classes + 1, config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.dropout) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.heads = nn.ModuleList(nn.Linear(config.width, latent.codes) for _ in range(levels))
-        for embedding in self.embeddings:
+        self.heads = nn.ModuleList(nn.Linear(config.width, self.codes) for _ in range(levels))
+        for embedding in (*self.embeddings, self.label):
             nn.init.normal_(cast(nn.Embedding, embedding).weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
-        offsets = [torch.full((n,), 1 + i * latent.codes) for i, n in enumerate(self.lengths)]
-        self.register_buffer("offsets", torch.cat(offsets), persistent=False)
         self.register_buffer("neighbours", _neighbours(latent.shapes), persistent=False)
 
-    offsets: Tensor
     neighbours: Tensor
 
-    def logits(self, z: Latent) -> list[Tensor]:
-        """Logits of each code given all earlier ones: one tensor [B, positions, codes] per level."""
-        levels = z if isinstance(z, tuple) else (z,)
-        tokens = torch.cat([codes.flatten(1) for codes in levels], 1).long() + self.offsets
-        h = self.embed(F.pad(tokens, (1, 0)), slice(None))
+    def logits(self, codes: Codes, labels: Tensor) -> list[Tensor]:
+        h = self.embed(self.tokens(codes), labels, slice(None))
         for block in self.blocks:
             h = block(h)
         parts = self.norm(h).split(self.lengths, dim=1)
         return [head(part) for head, part in zip(self.heads, parts)]
 
-    def embed(self, tokens: Tensor, positions: slice) -> Tensor:
-        """What the blocks read at some positions, [B, T, width], of the tokens after a leading 0, [B, 1 + T].
+    def tokens(self, codes: Codes) -> Tensor:
+        """The sequence of all levels after a leading 0, [B, 1 + T]."""
+        levels = [level.flatten(1).long() + (1 + i * self.codes) for i, level in enumerate(codes)]
+        return F.pad(torch.cat(levels, 1), (1, 0))
+
+    def embed(self, tokens: Tensor, labels: Tensor, positions: slice | Tensor) -> Tensor:
+        """What the blocks read at some positions of the sequence, [B, T', width].
 
         Position t reads the codes before it in the sequence, above it and under it, all earlier ones. What is
         further away comes by attention.
         """
         neighbours = self.neighbours[:, positions]
         parts = [embedding(tokens[:, index]) for embedding, index in zip(self.embeddings, neighbours)]
-        return torch.stack(parts).sum(0) + self.position[positions]
+        return torch.stack(parts).sum(0) + self.position[positions] + self.label(labels).unsqueeze(1)
 
-    def log_prob(self, z: Latent) -> Tensor:
-        levels = z if isinstance(z, tuple) else (z,)
-        nll = torch.zeros(len(levels[0]), device=levels[0].device)
-        for logits, codes in zip(self.logits(z), levels, strict=True):
-            cross_entropy = F.cross_entropy(logits.float().mT, codes.flatten(1).long(), reduction="none")
-            nll = nll + cross_entropy.sum(1)
-        return -nll
+    def begin(self, level: int, codes: Codes, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Keys and values of the coarser levels, in caches that this level has room in; the labels."""
+        start, end = self.starts[level], self.starts[level + 1]
+        caches = [cast(Block, block).empty_cache(len(labels), end) for block in self.blocks]
+        if start:
+            h = self.embed(self.tokens(codes), labels, slice(0, start))
+            for block, cache in zip(self.blocks, caches):
+                h = block(h, cache[:, :, :, :start])
+        return caches, labels
 
-    @inference
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Latent:
-        caches = [cast(Block, block).empty_cache(n, self.length) for block in self.blocks]
-        tokens = torch.zeros(n, 1 + self.length, dtype=torch.long, device=self.position.device)
-        t = 0
-        for head, length in zip(self.heads, self.lengths):
-            for _ in range(length):
-                h = self.embed(tokens, slice(t, t + 1))
-                for block, cache in zip(self.blocks, caches):
-                    h = block(h, cache, t)
-                logits = head(self.norm(h)).squeeze(1).float()
-                uniform = torch.rand(logits.shape, device=logits.device, generator=generator)
-                gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-                code = (logits + gumbel).argmax(-1)  # Gumbel-max: an exact draw without leaving the device
-                tokens[:, t + 1] = code + self.offsets[t]
-                t += 1
-        parts = (tokens[:, 1:] - self.offsets).split(self.lengths, 1)
-        levels = tuple(part.view(n, *shape) for part, shape in zip(parts, self.latent.shapes))
-        return levels if len(levels) > 1 else levels[0]
+    def step(self, level: int, cache: tuple[list[Tensor], Tensor], codes: Codes, position: Tensor) -> Tensor:
+        caches, labels = cache
+        t = position + self.starts[level]
+        h = self.embed(self.tokens(codes), labels, t)
+        for block, keys_values in zip(self.blocks, caches):
+            h = block(h, keys_values, t)
+        return self.heads[level](self.norm(h)).squeeze(1)
 
 
 def _neighbours(shapes: tuple[tuple[int, ...], ...]) -> Tensor:
@@ -155,18 +141,21 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, h: Tensor, cache: Tensor | None = None, position: int = 0) -> Tensor:
-        """h [B, T, width]. With a cache, T is 1 and h is the token at `position`."""
+    def forward(self, h: Tensor, cache: Tensor | None = None, position: Tensor | None = None) -> Tensor:
+        """h [B, T, width] from the first position on; keys and values go into the cache, if there is one.
+        With a position, long [1], h is that of this position alone, and the earlier ones are in the cache."""
         batch, length, width = h.shape
         q, k, v = (
             self.qkv(self.attention_norm(h)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         )
-        if cache is None:
+        if position is None:
+            if cache is not None:
+                cache.copy_(torch.stack([k, v]))
             # No dropout on the weights: it would rule out the fused kernels, which never hold T x T of them.
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            cache[0, :, :, position], cache[1, :, :, position] = k[:, :, 0], v[:, :, 0]
-            attended = F.scaled_dot_product_attention(q, *cache[:, :, :, : position + 1])
+            assert cache is not None
+            attended = attend_from(position, q, k, v, cache)
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         h = h + F.dropout(self.out(attended), self.dropout, self.training)
         return h + F.dropout(self.mlp(h), self.dropout, self.training)
