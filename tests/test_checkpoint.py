@@ -128,7 +128,7 @@ def test_foreign_files(tmp_path):
             {"prior": {"name": "gaussian_mixture", "config": {}, "fitted": True}},
             "tensor 'prior.cholesky' is missing in the file",
         ),
-        ({"prior": {"name": "transformer", "config": {}}}, "transformer is a prior over code grids"),
+        ({"prior": {"name": "transformer", "config": {}}}, "TransformerPrior is a prior over code grids"),
         (
             {"schema": 99, "vaezoo": "7.0"},
             "has schema 99, this version of vaezoo reads up to 1; it was written by vaezoo 7.0",

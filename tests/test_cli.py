@@ -247,7 +247,7 @@ def test_wrong_input_gets_one_line(line, says, capsys, tmp_path, monkeypatch):
         ("interpolate RUN --out RUN/model.safetensors/x.png", "could not write"),
         ("interpolate RUN --out x.nothing", "could not write"),
         ("fit-prior RUN --prior nothing", "unknown prior 'nothing'"),
-        ("fit-prior RUN --prior transformer", "transformer is a prior over code grids"),
+        ("fit-prior RUN --prior transformer", "TransformerPrior is a prior over code grids"),
         ("fit-prior RUN components=0", "components=0 is not valid"),
         ("fit-prior RUN componnts=3", "unknown option of prior gaussian_mixture or of training 'componnts'"),
         ("fit-prior RUN out=3", "'out'"),

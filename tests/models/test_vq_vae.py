@@ -5,6 +5,7 @@ import torch
 
 import vaezoo
 from vaezoo import testing
+from vaezoo.errors import NotFittedError, VaezooError
 
 
 def small(name="vq_vae", **options):
@@ -142,3 +143,35 @@ def test_sizes_that_cannot_be_halved_are_refused():
         small("vq_vae2", image_shape=(1, 28, 28), levels=3)
     with pytest.raises(vaezoo.VaezooError, match="downsample=6 is not valid"):
         small(downsample=6)
+
+
+@pytest.mark.parametrize("name", ["vq_vae", "vq_vae2"])
+def test_inpainting(name):
+    """All of an image as a hole is a sample, none the image; what was in a hole does not matter."""
+    model = small(name).eval()
+    testing.attach_prior(model)
+    x = testing.images(model)
+
+    def inpaint(images, hole):
+        return model.inpaint(images, hole, torch.Generator().manual_seed(0))
+
+    everything = torch.ones(16, 16, dtype=torch.bool)
+    sampled = model.sample(len(x), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(inpaint(x, everything), sampled)
+    assert torch.equal(inpaint(x, ~everything), x)
+    hole = torch.zeros_like(everything)
+    hole[8:, 4:10] = True
+    drawn = inpaint(x, hole)
+    assert torch.equal(drawn[:, :, ~hole], x[:, :, ~hole])
+    assert torch.equal(inpaint(torch.where(hole, 1 - x, x), hole), drawn)
+
+
+def test_inpainting_says_what_it_needs():
+    model = small().eval()
+    testing.attach_prior(model)
+    x = testing.images(model)
+    with pytest.raises(VaezooError, match=r"hole must be bool \[16, 16\]"):
+        model.inpaint(x, torch.zeros(8, 8, dtype=torch.bool))
+    model.prior = None
+    with pytest.raises(NotFittedError, match="fit_prior"):
+        model.inpaint(x, torch.zeros(16, 16, dtype=torch.bool))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -21,9 +22,11 @@ from vaezoo.autoencoder import (
 )
 from vaezoo.distributions import code_counts, perplexity
 from vaezoo.errors import VaezooError
+from vaezoo.inference import inference
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks.grid import grid_decoder, grid_encoder
 from vaezoo.networks.quantizer import Codebook
+from vaezoo.priors.codes import CodePrior
 
 
 class VQVAE(Autoencoder):
@@ -141,6 +144,39 @@ class VQVAE(Autoencoder):
             if self.training:
                 self.codebook(level).update(factor)
         return {"model": Loss(total, terms)}
+
+    @inference
+    def inpaint(
+        self, x: Tensor, hole: Tensor, generator: torch.Generator | None = None, **options: Any
+    ) -> Tensor:
+        """Images x [B, C, H, W] with the pixels of a hole drawn anew by the prior, the others as they are.
+
+        The hole is filled with the mean of the other pixels before the image is encoded; codes are drawn
+        anew where they, or their neighbours, stand for pixels of the hole.
+
+        Args:
+            x: images in [0, 1].
+            hole: bool [H, W], True where pixels are drawn.
+            generator: as in `sample`.
+            **options: of `CodePrior.complete`, such as `candidates` and `temperature`.
+        """
+        prior = self.require_prior()
+        if not isinstance(prior, CodePrior):
+            raise VaezooError(f"{type(prior).__name__} cannot complete codes: inpainting needs a CodePrior")
+        if hole.shape != x.shape[2:] or hole.dtype != torch.bool:
+            raise VaezooError(
+                f"inpaint: hole must be bool {list(x.shape[2:])}, not {hole.dtype} {list(hole.shape)}"
+            )
+        seen = (~hole).to(x)
+        mean = (x * seen).sum((2, 3), keepdim=True) / seen.sum().clamp_min(1)
+        codes = self.latents(torch.where(hole, mean, x))
+        known = []
+        for factor in self.pixels_per_code():
+            missing = F.max_pool2d(hole.to(x)[None, None], factor)
+            known.append(F.max_pool2d(missing, 3, 1, 1)[0] == 0)
+        masks = tuple(known) if isinstance(codes, tuple) else known[0]
+        drawn = prior.complete(codes, masks, generator, **options)
+        return torch.where(hole, self.decode(drawn).mean, x)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
