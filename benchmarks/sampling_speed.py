@@ -1,4 +1,4 @@
-"""Time of sampling code grids with cached activations, as a ratio to one full forward pass for every position.
+"""Time of sampling code grids with cached activations, against one full forward pass for every position.
 
     python benchmarks/sampling_speed.py --threads 2
 
