@@ -58,7 +58,8 @@ class CausalConv(nn.Module):
         mask = torch.ones(reach + 1, 2 * reach + 1)
         mask[-1, reach + (not strict) :] = 0
         self.register_buffer("mask", mask, persistent=False)
-        bound = (inputs * int(mask.sum())) ** -0.5  # as torch.nn.Conv2d starts, of the inputs that it sees
+        taps = reach * (2 * reach + 1) + reach + (not strict)
+        bound = (inputs * taps) ** -0.5  # as torch.nn.Conv2d starts, of the inputs that it sees
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *mask.shape).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 

@@ -70,9 +70,8 @@ class CodePrior(Prior):
     def step(self, level: int, cache: Any, codes: Codes, position: Tensor) -> Tensor:
         """Logits [B, K] at a position, long [1], of a level. Codes of later positions have no meaning yet.
 
-        Shapes are the same at every position and nothing is read back, so that
-        `prior.step = torch.compile(prior.step, mode="reduce-overhead")` captures one graph for a level. This
-        one computes all positions anew.
+        Shapes are the same at every position and nothing is read back, so that a step can be captured once
+        for a level: `prior.step = torch.compile(prior.step)`. This one computes all positions anew.
         """
         return self.logits(codes, cache)[level].index_select(1, position).squeeze(1)
 
