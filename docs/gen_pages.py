@@ -278,10 +278,32 @@ def sprites_table() -> str:
     return markdown_table(["metric", *map(code, result["models"]), "`beta_tc_vae` above `vae`"], rows)
 
 
+def exemplar_table() -> str:
+    """Runs of benchmarks/reproduce/exemplar_fashion.py beside the published values."""
+    result = json.loads((DOCS.parent / "benchmarks/results/exemplar_fashion.json").read_text())
+
+    def published(name: str) -> str:
+        target = result["targets"].get(name)
+        return "{published:.2f} ({accepted[0]} to {accepted[1]})".format(**target) if target else ""
+
+    rows = []
+    for prior, runs in result["runs"].items():
+        for run in runs.values():
+            elbo, nll = f"{run['negative_elbo']['value']:.2f}", f"{run['nll']['value']:.2f}"
+            epochs = f"{run['epochs']} ({run['ended']}; best {run['best_epoch']})"
+            rows.append([code(prior), epochs, elbo, f"{nll} ± {run['nll']['se']:.2f}", published(prior)])
+    name = "standard_normal - vamp"
+    for epochs, found in result[name].items():
+        nll = f"{found['value']:.2f} ± {found['se']:.2f}"
+        rows.append(["their difference", epochs, "", nll, published(name)])
+    return markdown_table(["prior", "epochs", "negative ELBO", "−log p(x)", "published (accepted)"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": model_table,
     "data": data_table,
     "sprites": sprites_table,
+    "exemplar": exemplar_table,
     "train_options": lambda: options_table(describe_fields(TrainConfig)),
 }
 

@@ -33,6 +33,52 @@ def test_plain_loop_data_are_the_published_images(real_data):
     assert real_data("fashion_mnist").header() == result["data"]
 
 
+def test_the_published_likelihoods_of_fashion_mnist():
+    """Norouzi et al. 2020: what is called matched is within its interval, and runs followed the protocol."""
+    result = json.loads((RESULTS / "exemplar_fashion.json").read_text())
+    normal, vamp = (result["runs"][prior] for prior in ("standard_normal", "vamp"))
+    patience = result["training"]["patience"]
+    for limit, run in [*normal.items(), *vamp.items()]:
+        assert (run["k"], run["n"]) == (5000, 10_000)
+        assert run["best_epoch"] <= run["epochs"] <= int(limit)
+        if run["ended"] == "early stopping":
+            counted_from = max(run["best_epoch"], result["training"]["patience_after"])
+            assert run["epochs"] == counted_from + patience < int(limit)
+        else:
+            assert (run["ended"], run["epochs"]) == ("epoch limit", int(limit))
+        assert run["nll"]["value"] < run["negative_elbo"]["value"] < run["nll"]["value"] + 5
+    low, high = result["targets"]["standard_normal"]["accepted"]
+    for run in normal.values():
+        assert run["matched"] == (low <= run["nll"]["value"] <= high)
+    low, high = result["targets"]["standard_normal - vamp"]["accepted"]
+    assert result["standard_normal - vamp"].keys() == normal.keys() & vamp.keys() != set()
+    for limit, difference in result["standard_normal - vamp"].items():
+        expected = normal[limit]["nll"]["value"] - vamp[limit]["nll"]["value"]
+        assert difference["value"] == pytest.approx(expected, abs=1e-6)
+        assert difference["se"] < normal[limit]["nll"]["se"], "images are paired"
+        assert difference["matched"] == (low <= difference["value"] <= high)
+        assert difference["matched"], "the gain of the VampPrior at equal epochs is not the published one"
+    longest = max(normal.values(), key=lambda run: run["epochs"])
+    assert longest["matched"], f"{longest['nll']['value']:.2f} nats after {longest['epochs']} epochs"
+    assert max(vamp, key=int) in result["standard_normal - vamp"]
+
+
+def test_the_runs_on_fashion_mnist_had_the_published_model_and_training():
+    result = json.loads((RESULTS / "exemplar_fashion.json").read_text())
+    model = vaezoo.create("vae", **result["model"])
+    widths = [(m.in_features, m.out_features) for m in model.modules() if hasattr(m, "in_features")]
+    encoder = [(784, 300)] * 2 + [(300, 300)] * 2 + [(300, 80)]
+    assert widths == encoder + [(40, 300)] * 2 + [(300, 300)] * 2 + [(300, 784)]
+    assert model.config.log_variance_bounds == (-6, 2)
+    training, sizes = result["training"], result["data"]["sizes"]
+    assert sizes == {"train": 50_000, "validation": 10_000, "test": 10_000}
+    assert model.config.kl_warmup_steps == 100 * 50_000 // training["batch_size"]
+    assert (training["batch_size"], training["lr"], training["lr_schedule"]) == (100, 5e-4, "constant")
+    assert training["normalize_gradients"]
+    assert (training["patience"], training["patience_after"]) == (50, 100)
+    assert result["data"]["binarize"] == "dynamic"
+
+
 def test_the_bound_with_5000_samples_takes_less_than_ten_minutes():
     result = json.loads((RESULTS / "likelihood_speed.json").read_text())
     assert (result["k"], result["n"]) == (5000, 10_000)

@@ -17,7 +17,12 @@ MODELS = pytest.mark.parametrize("name", vaezoo.list_models())
 BOUNDED = ("bernoulli", "continuous_bernoulli", "logistic_mixture")
 
 #: Narrow networks, so that a combination takes milliseconds.
-NARROW = {"mlp": {"hidden": [32]}, "conv": {"channels": [8, 8], "hidden": 16}, "resnet": {"channels": [8, 8]}}
+NARROW = {
+    "mlp": {"hidden": [32]},
+    "gated": {"hidden": [32]},
+    "conv": {"channels": [8, 8], "hidden": 16},
+    "resnet": {"channels": [8, 8]},
+}
 NARROW_VQ = {"codes": 16, "code_dim": 8, "channels": 16, "residual_channels": 8}
 
 
@@ -74,11 +79,12 @@ def test_every_network_goes_with_every_likelihood(name, network, likelihood, cha
     [
         ("conv_vae", {}),
         ("vae", {"network": "resnet"}),
+        ("vae", {"network": "gated", "log_variance_bounds": (-6.0, 2.0)}),
         ("vq_vae", NARROW_VQ),
         ("vq_vae", {**NARROW_VQ, "ema": False, "downsample": 2, "residual_blocks": 0}),
         ("vq_vae2", NARROW_VQ),
     ],
-    ids=["conv_vae", "resnet", "vq_vae", "vq_vae-by-gradient", "vq_vae2"],
+    ids=["conv_vae", "resnet", "gated", "vq_vae", "vq_vae-by-gradient", "vq_vae2"],
 )
 def test_image_sizes(name, options, size, channels):
     assert_trains(vaezoo.create(name, image_shape=(channels, size, size), **options))

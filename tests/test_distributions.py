@@ -15,6 +15,7 @@ from vaezoo.distributions import (
     Joint,
     Quantized,
     code_counts,
+    log_density_of_each,
     perplexity,
 )
 
@@ -238,3 +239,27 @@ def test_continuous_bernoulli_samples_have_its_mean():
     x = p.sample((100_000,))
     assert ((x >= 0) & (x <= 1)).all()
     assert ((x.mean(0) - p.mean).abs() < 5 * x.std(0) / math.sqrt(len(x))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_densities_by_matrix_products_are_those_of_the_differences(dtype):
+    """Variances down to e^-6, where the products are 10^4 times as large as their sum; gradients too."""
+    noise = torch.Generator().manual_seed(0)
+    mean = torch.randn(50, 40, generator=noise, dtype=dtype)
+    log_variance = torch.rand(50, 40, generator=noise, dtype=dtype) * 8 - 6
+    log_variance[:, :20] = -6
+    z = mean[:30] + torch.exp(log_variance[:30] / 2) * torch.randn(30, 40, generator=noise, dtype=dtype)
+    inputs = [t.requires_grad_() for t in (mean, log_variance, z)]
+    found = log_density_of_each(DiagonalGaussian(mean, log_variance), z)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    expected = DiagonalGaussian(exact[0], exact[1]).log_prob(exact[2].unsqueeze(1))
+    assert found.shape == (30, 50)
+    assert found.dtype == dtype
+    near = torch.arange(30)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(found[near, near].double(), expected[near, near], rtol=0, atol=tolerance)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=tolerance)
+    found.logsumexp(1).sum().backward()
+    expected.logsumexp(1).sum().backward()
+    for own, other in zip(inputs, exact):
+        torch.testing.assert_close(own.grad.double(), other.grad, rtol=1e-4, atol=tolerance)

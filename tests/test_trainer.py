@@ -14,7 +14,16 @@ from vaezoo.checkpoint import WEIGHTS, read_tensors
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 from vaezoo.objective import Loss, Progress
 from vaezoo.random import seeded
-from vaezoo.trainer import METRICS, STATE, GroupConfig, TrainConfig, encode_all, lr_factor, make_optimizers
+from vaezoo.trainer import (
+    METRICS,
+    STATE,
+    GroupConfig,
+    TrainConfig,
+    encode_all,
+    lr_factor,
+    make_optimizers,
+    normalize_gradients,
+)
 
 MODELS = ["ae", "vae", "beta_vae", "beta_tc_vae", "factor_vae", "conv_vae", "vq_vae", "vq_vae2"]
 
@@ -320,6 +329,31 @@ def test_early_stopping(data):
     assert run.steps - run.best_step >= 3 * 7
 
 
+@pytest.mark.parametrize(
+    ("after", "late", "end"), [(0, None, 4), (0, 4, 7), (2, None, 5), (2, 5, 8), (5, None, 8), (5, 3, 8)]
+)
+def test_patience_counts_from_an_epoch_on(after, late, end, data, tmp_path, monkeypatch):
+    """Validation is best after the first epoch, or again after epoch `late`. A run that is interrupted in the
+    epoch before its last ends where one does that is not."""
+    options = {"epochs": 50, "patience": 3, "patience_after": after}
+    losses, epoch = {1: 1.0, late: 0.5}, 0
+
+    def validate(*_):
+        nonlocal epoch
+        epoch += 1
+        return {"loss": losses.get(epoch, 2.0)}
+
+    monkeypatch.setattr("vaezoo.trainer.validate", validate)
+    run = train(small(), data, **options)
+    assert (run.best_step, run.steps) == (7 * (late or 1), 7 * end)
+    epoch, model = 0, small()
+    model.losses = StopAt(model, 7 * end - 10)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, out=tmp_path, **options)
+    resumed = train(small(), data, out=tmp_path, resume=True, **options)
+    assert (resumed.best_step, resumed.steps) == (run.best_step, run.steps)
+
+
 def test_the_best_weights_are_kept_not_the_last(data):
     run = train(small("ae"), data, epochs=6, lr=0.3)
     losses = [line["validation/loss"] for line in run.history if "validation/loss" in line]
@@ -378,6 +412,61 @@ def test_clipping_bounds_the_gradient(data, monkeypatch):
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
     assert max(norms[1e-3]) <= 1e-3 * 1.001
     assert min(norms[None]) > 1e-3
+
+
+def test_normalized_gradients_are_those_of_one_tensor_at_a_time():
+    """Two groups over eight steps against Adam on g / (|g| + 1e-7), written out in float64. Gradients differ
+    by a factor of 10^6 between tensors; those of one are zeros, and one has none."""
+
+    class Sines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, shape in (("big", (4, 3)), ("small", (3,)), ("flat", (2,)), ("unused", (2,))):
+                setattr(self, name, nn.Parameter(torch.randn(shape, dtype=torch.float64)))
+
+        def parameter_groups(self):
+            return {"a": [self.big, self.unused], "b": [self.small, self.flat]}
+
+        def loss(self, z):
+            big, small = 1e3 * (z @ self.big.T).sin(), 1e-3 * (z * self.small).sin()
+            return big.sum() + small.sum() + 0 * self.flat.sum()
+
+    torch.manual_seed(0)
+    module = Sines()
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    moments = dict.fromkeys(expected, (0.0, 0.0))
+    optimizers = make_optimizers(module, TrainConfig(lr=0.01))
+    for t, z in enumerate(torch.randn(8, 16, 3, dtype=torch.float64), 1):
+        module.zero_grad()
+        module.loss(z).backward()
+        for name, p in module.named_parameters():
+            if p.grad is None:
+                continue
+            g = p.grad / (p.grad.square().sum().sqrt() + 1e-7)
+            m, v = moments[name]
+            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            expected[name] -= 0.01 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        for optimizer in optimizers.values():
+            normalize_gradients(optimizer.param_groups[0]["params"])
+            optimizer.step()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(p.detach(), expected[name], rtol=0, atol=1e-12)
+
+
+def test_the_optimiser_sees_normalized_gradients_of_every_group(data, monkeypatch):
+    model, norms = small("factor_vae"), []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        norms.extend(p.grad.norm().item() for p in self.param_groups[0]["params"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(model, data, epochs=1, normalize_gradients=True)
+    assert len(norms) == 7 * len([*model.parameters()])
+    assert norms == pytest.approx([1.0] * len(norms), abs=1e-3)
+    with pytest.raises(VaezooError, match="clip has no effect"):
+        train(small(), data, normalize_gradients=True, clip=1)
 
 
 class TwoPlayers(nn.Module):

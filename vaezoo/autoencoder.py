@@ -48,6 +48,10 @@ SAMPLED_IMAGES = 256
 #: CPU few enough to stay in its cache, elsewhere many enough to fill the device.
 DECODED_PIXELS_CPU, DECODED_PIXELS = 2**19, 2**22
 
+#: Latents that `log_weights` has the prior score at a time. More than are decoded at a time, because a prior
+#: that is made of posteriors encodes its pseudo-inputs every time.
+SCORED_LATENTS = 2**13
+
 #: Numbers that `log_weights` draws at a time. What is drawn does not depend on what is decoded at a time.
 DRAWN_NUMBERS = 2**22
 
@@ -307,22 +311,23 @@ class Autoencoder(nn.Module):
         for start in range(0, samples, drawn):
             k = min(drawn, samples - start)
             z = q.rsample((k,), generator)
+            flat = map_latent(lambda level: level.flatten(0, 1), z)
+            log_prior = torch.cat([prior.log_prob(part) for part in _tiles(flat, SCORED_LATENTS)])
             # Tiles of draws by images, no more than `most`; draws first, since one image needs no copies.
             rows = math.ceil(k / math.ceil(k / most))
             columns = max(1, most // rows)
-            joint = [
-                torch.cat([self._log_joint(images, tile) for tile in _tiles(part, rows)])
+            distortion = [
+                torch.cat([self._distortions(images, tile) for tile in _tiles(part, rows)])
                 for images, part in zip(x.split(columns), _tiles(z, columns, dim=1))
             ]
-            yield torch.cat(joint, 1) - q.log_prob(z)
+            yield log_prior.view(k, len(x)) - torch.cat(distortion, 1) - q.log_prob(z)
 
-    def _log_joint(self, x: Tensor, z: Latent) -> Tensor:
-        """log p(x|z) + log p(z), [k, B] nats, of images x [B, C, H, W] at k latents each, z [k, B, ...]."""
+    def _distortions(self, x: Tensor, z: Latent) -> Tensor:
+        """-log p(x|z), [k, B] nats, of images x [B, C, H, W] at k latents each, z [k, B, ...]."""
         flat = map_latent(lambda level: level.flatten(0, 1), z)
         n = len(flat[0] if isinstance(flat, tuple) else flat)
         images = x.expand(n // len(x), *x.shape).flatten(0, 1)
-        log_joint = self.require_prior().log_prob(flat) - self.distortion(images, flat)
-        return log_joint.view(-1, len(x))
+        return self.distortion(images, flat).view(-1, len(x))
 
     def require_prior(self) -> Prior:
         """The prior, or an error that says how to fit one."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,6 +43,9 @@ from vaezoo.registry import MODELS
 STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
 INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
+
+#: Added to the norms that gradients are divided by, so that a gradient of zeros stays one (as in their code).
+SMALLEST_NORM = 1e-7
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -74,6 +77,9 @@ class TrainConfig(BaseConfig):
     clip: PositiveFloat | None = Field(
         None, description="largest norm of each group's gradient; none: no clipping"
     )
+    normalize_gradients: bool = Field(
+        False, description="divide the gradient of each tensor by its norm (Tomczak & Welling 2018)"
+    )
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off"
     )
@@ -82,10 +88,19 @@ class TrainConfig(BaseConfig):
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better validation loss"
     )
+    patience_after: int = Field(
+        0, ge=0, description="epochs that patience does not count, such as those of a KL warm-up"
+    )
     log_steps: int = Field(50, ge=1, description="steps between two lines of the log")
     checkpoint_seconds: float = Field(30.0, ge=0, description="write the run's state at most this often")
     workers: int = Field(0, ge=0, description="processes that read images, for data that is streamed")
     seed: int = Field(0, ge=0, description="seed of the order of the data and of all noise")
+
+    @model_validator(mode="after")
+    def _clip_or_normalize(self) -> TrainConfig:
+        if self.normalize_gradients and self.clip is not None:
+            raise ValueError("clip has no effect on gradients that normalize_gradients brings to norm 1")
+        return self
 
 
 class Trainable(Protocol):
@@ -325,8 +340,7 @@ def fit(
         start()
         if config.weight_ema is not None:
             state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
-    epochs_since_best = (run.steps - run.best_step) // loader.steps_per_epoch
-    stop = config.patience is not None and epochs_since_best >= config.patience
+    stop = out_of_patience(run, config, loader.steps_per_epoch)
     last_checkpoint = time.monotonic()
     first_step, seconds = run.steps, 0.0
     module.train()
@@ -355,6 +369,8 @@ def fit(
             total.backward()
             for name in active:
                 optimizer = optimizers[name]
+                if config.normalize_gradients:
+                    normalize_gradients(optimizer.param_groups[0]["params"])
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip)
                 for group in optimizer.param_groups:
@@ -389,11 +405,9 @@ def fit(
                         }
                     )
                     if losses["loss"] < run.best_loss:
-                        run.best_loss, run.best_step, epochs_since_best = losses["loss"], run.steps, 0
+                        run.best_loss, run.best_step = losses["loss"], run.steps
                         state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
-                    else:
-                        epochs_since_best += 1
-            stop = config.patience is not None and epochs_since_best >= config.patience
+            stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
                 state.write(folder, config, identity)
@@ -444,6 +458,21 @@ def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * step / total_steps)) if config.lr_schedule == "cosine" else 1.0
     return warmup * cosine
+
+
+@torch.no_grad()
+def normalize_gradients(parameters: list[nn.Parameter]) -> None:
+    """Divide the gradient of each tensor by its L2 norm, in place, without waiting for the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_add_(norms, SMALLEST_NORM)
+    torch._foreach_div_(gradients, norms)
+
+
+def out_of_patience(run: Run, config: TrainConfig, steps_per_epoch: int) -> bool:
+    """Whether the run ends here: a function of counts that are saved, so that resuming does not change it."""
+    counted_from = max(run.best_step, config.patience_after * steps_per_epoch)
+    return config.patience is not None and run.steps - counted_from >= config.patience * steps_per_epoch
 
 
 def validate(
@@ -574,7 +603,15 @@ def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any
 
 
 #: Options that a resumed run may change, because no step depends on them.
-_FREE_TO_CHANGE = ("epochs", "patience", "checkpoint_seconds", "workers", "log_steps", "compile")
+_FREE_TO_CHANGE = (
+    "epochs",
+    "patience",
+    "patience_after",
+    "checkpoint_seconds",
+    "workers",
+    "log_steps",
+    "compile",
+)
 
 
 @dataclass

@@ -78,6 +78,19 @@ def test_kl_warmup():
         torch.testing.assert_close(loss.total, loss.terms["distortion"] + weight * loss.terms["rate"])
 
 
+def test_log_variances_are_bounded():
+    model = vaezoo.create("vae", latent_dim=3, network_options={"hidden": []}, log_variance_bounds=(-6, 2))
+    with torch.no_grad():
+        model.encoder[1].weight.zero_()
+        model.encoder[1].bias.copy_(torch.tensor([9.0, -9.0, 0.0, -7.0, 3.0, 0.5]))
+        q = model.encode(torch.rand(2, 1, 28, 28))
+    assert q.log_variance.tolist() == [[-6.0, 2.0, 0.5]] * 2
+    assert q.mean.tolist() == [[9.0, -9.0, 0.0]] * 2
+    for bounds in ((2, -6), (1, 1)):
+        with pytest.raises(vaezoo.VaezooError, match="smallest must be below the largest"):
+            vaezoo.create("vae", log_variance_bounds=bounds)
+
+
 def test_distortion_is_unbiased_for_a_linear_model():
     """For linear maps and a Gaussian likelihood E[distortion] has a closed form; the samples meet it."""
     torch.manual_seed(0)

@@ -88,6 +88,24 @@ def test_pseudo_inputs_start_at_training_images_and_train_with_the_model(tmp_pat
     assert torch.equal(*same)
 
 
+def test_pseudo_inputs_of_binary_images_can_move():
+    """Pixels at 0 and 1 follow their gradient inside, and those that a step has led outside come back."""
+    model = make().double()
+    u = model.prior.pseudo_inputs
+    start = torch.tensor([0.0, 1.0, -0.1, 1.1, 0.5, 0.0], dtype=torch.float64).view(6, 1, 1, 1)
+    x = start.clamp(0, 1).expand_as(u).clone().requires_grad_()
+    with torch.no_grad():
+        u.copy_(start.expand_as(u))
+    z = torch.randn(20, 3, dtype=torch.float64)
+    model.prior.log_prob(z).sum().backward()
+    q = model.encode(x)
+    q.log_prob(z.unsqueeze(1)).logsumexp(1).sum().backward()
+    step = -x.grad
+    outside = ((u < 0) & (step < 0)) | ((u > 1) & (step > 0))
+    assert 0 < outside.sum() < (u != u.clamp(0, 1)).sum(), "some must lead further outside, some back"
+    torch.testing.assert_close(u.grad, torch.where(outside, 0.0, x.grad), rtol=1e-9, atol=1e-12)
+
+
 def test_a_copy_asks_its_own_encoder():
     import copy
 

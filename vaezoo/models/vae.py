@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from vaezoo.autoencoder import DiagonalGaussian, Loss, Posterior, Prior, Progress
@@ -38,6 +38,16 @@ class VAE(AE):
             description="p(z): N(0, I), or a mixture of posteriors that trains with the model",
         )
         components: int = Field(500, ge=1, description="pseudo-inputs of prior='vamp'")
+        log_variance_bounds: tuple[float, float] | None = Field(
+            None, description="smallest and largest log-variance of q(z|x); none: not bounded"
+        )
+
+        @field_validator("log_variance_bounds")
+        @classmethod
+        def _in_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError("the smallest must be below the largest")
+            return bounds
 
     config: Config
 
@@ -55,6 +65,8 @@ class VAE(AE):
 
     def encode(self, x: Tensor) -> Posterior:
         mean, log_variance = self.features(x).chunk(2, dim=-1)
+        if self.config.log_variance_bounds is not None:
+            log_variance = log_variance.clamp(*self.config.log_variance_bounds)
         return DiagonalGaussian(mean, log_variance)
 
     def penalty(self, rate: Tensor, progress: Progress) -> Tensor:

@@ -7,6 +7,7 @@ NETWORKS: Registry[type[Network]] = Registry(
     "network",
     {
         "mlp": "vaezoo.networks.mlp:MLP",
+        "gated": "vaezoo.networks.gated:Gated",
         "conv": "vaezoo.networks.conv:Conv",
         "resnet": "vaezoo.networks.resnet:ResNet",
     },

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from vaezoo.config import BaseConfig
-from vaezoo.distributions import DiagonalGaussian, Latent, Posterior
+from vaezoo.distributions import DiagonalGaussian, Latent, Posterior, log_density_of_each
 from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior, check_temperature
 
@@ -20,7 +21,8 @@ class VampPrior(Prior):
 
     With the training images themselves as pseudo-inputs it is the aggregate posterior, the best prior there
     is for the ELBO. A model has it from the start: `vaezoo.create("vae", prior="vamp", components=500)`.
-    Pseudo-inputs start at training images, and are clamped to the range of images.
+    Pseudo-inputs start at training images, and are clamped to the range of images. (The published code starts
+    them from noise, and those pixels that the clamp holds get no gradient.)
 
     Args:
         config: the options.
@@ -62,13 +64,13 @@ class VampPrior(Prior):
 
     def mixture(self) -> DiagonalGaussian:
         """q(z|u_k) of all pseudo-inputs, of means and variances [K, D]."""
-        q = self.posterior(self.pseudo_inputs.clamp(0, 1))
+        q = self.posterior(_Clamp.apply(self.pseudo_inputs))
         assert isinstance(q, DiagonalGaussian), "the prior of a model with another posterior"
         return q
 
     def log_prob(self, z: Latent) -> Tensor:
         assert isinstance(z, Tensor)
-        return self.mixture().log_prob(z.unsqueeze(1)).logsumexp(1) - math.log(self.config.components)
+        return log_density_of_each(self.mixture(), z).logsumexp(1) - math.log(self.config.components)
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
@@ -76,3 +78,21 @@ class VampPrior(Prior):
         chosen = torch.randint(self.config.components, (n,), device=q.mean.device, generator=generator)
         log_variance = q.log_variance[chosen] + 2 * math.log(temperature)
         return DiagonalGaussian(q.mean[chosen], log_variance).sample(generator=generator)
+
+
+class _Clamp(torch.autograd.Function):
+    """x.clamp(0, 1) without the gradients by which a step would lead (further) outside.
+
+    `clamp` itself has none at 0 and 1, where the pixels of binary images start, nor beyond, where a step may
+    have led: such pixels would stay where they are for ever.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (((x >= 0) | (gradient < 0)) & ((x <= 1) | (gradient > 0)))
