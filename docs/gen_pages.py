@@ -269,13 +269,13 @@ def parts_index() -> str:
 
 def sprites_table() -> str:
     """Mean and standard deviation over seeds of benchmarks/reproduce/sprites_disentanglement.py."""
-    result = json.loads((DOCS.parent / "benchmarks/results/sprites_disentanglement.json").read_text())
+    measured = result("sprites_disentanglement")
     rows = []
-    for metric, row in result["metrics"].items():
-        cells = [f"{row[name]['mean']:.3g} ± {row[name]['sd']:.1g}" for name in result["models"]]
-        above = f"{row['beta_tc_vae above vae']} of {result['pairs']['of']}"
+    for metric, row in measured["metrics"].items():
+        cells = [f"{row[name]['mean']:.3g} ± {row[name]['sd']:.1g}" for name in measured["models"]]
+        above = f"{row['beta_tc_vae above vae']} of {measured['pairs']['of']}"
         rows.append([code(metric), *cells, above])
-    return markdown_table(["metric", *map(code, result["models"]), "`beta_tc_vae` above `vae`"], rows)
+    return markdown_table(["metric", *map(code, measured["models"]), "`beta_tc_vae` above `vae`"], rows)
 
 
 def exemplar_table() -> str:
@@ -299,10 +299,63 @@ def exemplar_table() -> str:
     return markdown_table(["prior", "epochs", "negative ELBO", "−log p(x)", "published (accepted)"], rows)
 
 
+def result(name: str) -> Any:
+    """A committed result of a benchmark."""
+    return json.loads((DOCS.parent / f"benchmarks/results/{name}.json").read_text())
+
+
+def sampling_speed_table() -> str:
+    """Cached against naive sampling, from benchmarks/sampling_speed.py."""
+    measured = result("sampling_speed")
+    rows = [
+        [
+            code(name),
+            f"{row['cached_seconds']:.2f} s",
+            f"{row['naive_seconds']:.1f} s",
+            f"{row['ratio']:.0f}",
+        ]
+        for name, row in measured["priors"].items()
+    ]
+    grid = f"{measured['batch']} grids of {measured['grid']} x {measured['grid']}"
+    return markdown_table((f"prior, {grid}", "cached", "full forward pass each", "ratio"), rows)
+
+
+def priors_table(data: str) -> str:
+    """Samples of benchmarks/priors.py in the shipped features, with standard errors."""
+    rows = []
+    for name, cell_of in result("priors")[data]["cells"].items():
+        model, prior = name.split("/")
+        prior = cell_of["prior"]["name"] if prior == "own" else prior
+        row = [code(model), code(prior)]
+        for metric in ("frechet", "precision", "recall", "density", "coverage"):
+            value = cell_of["metrics"][f"{metric}_{data}"]
+            digits = 1 if metric == "frechet" else 3
+            row.append(f"{value['value']:.{digits}f} ± {value['se']:.{digits}f}")
+        for metric in ("bits_per_dim", "bits_per_dim_uniform"):
+            found = cell_of["metrics"].get(metric)
+            row.append(f"{found['value']:.3f}" if found and "vq" in model else "")
+        rows.append(row)
+    header = (
+        "model",
+        "prior",
+        "Frechet distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "bits/dim",
+        "with uniform codes",
+    )
+    return markdown_table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": model_table,
     "data": data_table,
     "sprites": sprites_table,
+    "sampling_speed": sampling_speed_table,
+    "priors_fashion_mnist": lambda: priors_table("fashion_mnist"),
+    "priors_mnist": lambda: priors_table("mnist"),
     "exemplar": exemplar_table,
     "train_options": lambda: options_table(describe_fields(TrainConfig)),
 }

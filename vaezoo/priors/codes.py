@@ -85,7 +85,10 @@ class CodePrior(Prior):
         codes = z if isinstance(z, tuple) else (z,)
         levels = self.logits(codes, self.check_labels(labels, len(codes[0]), codes[0].device))
         nll = [
-            F.cross_entropy(_single(logits).mT, level.flatten(1).long(), reduction="none").sum(1)
+            # One row for each position: over another axis it takes three times as long.
+            F.cross_entropy(_single(logits).flatten(0, 1), level.flatten().long(), reduction="none")
+            .view(len(level), -1)
+            .sum(1)
             for logits, level in zip(levels, codes, strict=True)
         ]
         return -torch.stack(nll).sum(0)

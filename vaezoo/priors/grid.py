@@ -18,7 +18,7 @@ class CausalNetwork(nn.Module):
     """Logits of each position of one grid given the embedded codes at earlier ones."""
 
     def forward(self, embedded: Tensor, context: Tensor) -> Tensor:
-        """Logits [B, K, h, w].
+        """Logits [B, h * w, K].
 
         Args:
             embedded: of the codes of this grid, [B, C, h, w].
@@ -77,7 +77,7 @@ class GridPrior(CodePrior):
         logits = []
         for level, network in enumerate(self.networks):
             embedded = self.embeddings[level](codes[level].long()).movedim(-1, 1)
-            logits.append(network(embedded, self.context(level, codes, labels)).flatten(2).mT)
+            logits.append(network(embedded, self.context(level, codes, labels)))
         return logits
 
     def context(self, level: int, codes: Codes, labels: Tensor) -> Tensor:

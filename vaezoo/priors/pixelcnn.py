@@ -78,7 +78,7 @@ class PixelCNN(CausalNetwork):
             r = layer.reach
             v, bias = layer.vertical(F.pad(v, (r, r, r, 0)), context)
             h = layer.horizontal(h, F.pad(h, (r, 0)), bias)
-        return self.head(h)
+        return self.head(h).flatten(2).mT
 
     def begin(self, context: Tensor) -> tuple[Tensor, list[Cache]]:
         batch, channels, height, width = context.shape

@@ -81,7 +81,7 @@ class PixelSNAIL(CausalNetwork):
         h = self.first(embedded)
         for block in self.blocks:
             h = block(h, embedded, context)
-        return self.head(h.movedim(1, -1)).movedim(-1, 1)
+        return self.head(h.flatten(2).mT)
 
     def begin(self, context: Tensor) -> Cache:
         blocks = [cast(SNAILBlock, block) for block in self.blocks]
