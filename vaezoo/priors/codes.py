@@ -133,9 +133,8 @@ class CodePrior(Prior):
         """
         device = next(self.parameters()).device
         codes = tuple(torch.zeros(n, *shape, dtype=torch.long, device=device) for shape in self.latent.shapes)
-        known = tuple(torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in self.latent.shapes)
         how = _Sampling(temperature, guidance, top_k, top_p)
-        drawn, _ = self._draw(codes, known, generator, self.check_labels(labels, n, device), how, progress)
+        drawn, _ = self._draw(codes, None, generator, self.check_labels(labels, n, device), how, progress)
         return drawn if len(drawn) > 1 else drawn[0]
 
     @inference
@@ -189,7 +188,7 @@ class CodePrior(Prior):
     def _draw(
         self,
         codes: Codes,
-        known: Codes,
+        known: Codes | None,
         generator: torch.Generator | None,
         labels: Tensor,
         how: _Sampling,
@@ -212,16 +211,18 @@ class CodePrior(Prior):
         with tqdm(total=sum(lengths), desc="codes", unit="position", disable=not progress) as bar:
             for level, (height, width) in enumerate(self.latent.shapes):
                 cache = self.begin(level, codes, labels)
-                flat, given = codes[level].view(len(labels), -1), known[level].flatten(1)
+                flat = codes[level].view(len(labels), -1)
                 positions = torch.arange(height * width, device=device)
                 for row in range(height):
                     self.begin_row(level, cache, codes, positions[row : row + 1])
                     for t in range(row * width, (row + 1) * width):
                         logits = _single(self.step(level, cache, codes, positions[t : t + 1]))
-                        fixed, current = given[:, t], flat[:n, t]
-                        log_prob = logits[:n].log_softmax(-1).gather(1, current[:, None]).squeeze(1)
-                        log_known += torch.where(fixed, log_prob, 0.0)
-                        drawn = torch.where(fixed, current, draw_code(how.adjust(logits), uniform[level][t]))
+                        drawn = draw_code(how.adjust(logits), uniform[level][t])
+                        if known is not None:
+                            fixed, current = known[level].flatten(1)[:, t], flat[:n, t]
+                            log_prob = logits[:n].log_softmax(-1).gather(1, current[:, None]).squeeze(1)
+                            log_known += torch.where(fixed, log_prob, 0.0)
+                            drawn = torch.where(fixed, current, drawn)
                         flat[:, t] = torch.cat([drawn, drawn]) if guided else drawn
                         bar.update()
         return tuple(level[:n] for level in codes), log_known
