@@ -380,6 +380,7 @@ def test_gradients_are_those_of_finite_differences(name):
         ({"labels": 2}, "label 2 is not one of the 2 classes, 0 to 1"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "labels must be 2 integers"),
         ({"labels": torch.zeros(2)}, "labels must be 2 integers"),
+        ({"labels": torch.tensor([0, 3])}, "label 3 is not one of the 2 classes"),
     ],
 )
 def test_refuses_what_cannot_be_sampled(options, said):

@@ -242,6 +242,10 @@ class CodePrior(Prior):
             return torch.full((n,), labels, device=device)
         if labels.shape != (n,) or labels.is_floating_point():
             raise VaezooError(f"labels must be {n} integers, not {labels.dtype} {list(labels.shape)}")
+        if not self.training and labels.device.type == "cpu" and n:  # where reading a value is not waiting
+            for label in (int(labels.min()), int(labels.max())):
+                if not 0 <= label <= classes:
+                    raise VaezooError(f"label {label} is not one of the {classes} classes")
         return labels.to(device).long()
 
 
