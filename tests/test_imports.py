@@ -15,12 +15,13 @@ ROOT = Path(vaezoo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 #: What a part of the package may import from vaezoo. A part that is not listed sees no other part.
-BASE = {"errors", "config", "registry", "random", "objective", "inference"}
+BASE = {"errors", "config", "registry", "random", "objective", "inference", "clustering"}
 ALLOWED = {
     "errors": set(),
     "objective": set(),
     "random": set(),
     "inference": set(),
+    "clustering": set(),
     "config": {"errors"},
     "registry": {"errors", "config", "autoencoder"},
     "distributions": set(),

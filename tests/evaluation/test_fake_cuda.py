@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vaezoo
 from vaezoo import testing
+from vaezoo.clustering import k_means
 from vaezoo.data.splits import ResidentSplit
 from vaezoo.distributions import DiagonalGaussian, code_counts, perplexity
 from vaezoo.evaluation import (
@@ -19,7 +20,6 @@ from vaezoo.evaluation import (
     kernel,
     latents,
     likelihood,
-    memorisation,
     neighbours,
     reconstruction,
     unsupervised,
@@ -66,7 +66,7 @@ def test_every_pure_function_stays_on_the_device() -> None:
             *neighbours.neighbourhoods(a, b),
             neighbours.neighbourhood_variances(a, b, torch.Generator()),
             *neighbours.nearest(a, b),
-            memorisation.cell_centres(a, 3, torch.Generator()),
+            k_means(a, 3, torch.Generator()),
             latents.active_units(a),
             latents.resampled_active_units(a),
             *latents.variance_of_means(a),

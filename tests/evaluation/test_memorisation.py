@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vaezoo.evaluation.features import Features
 from vaezoo.evaluation.memorisation import (
-    cell_centres,
     copying_statistic,
     measure_memorisation,
     memorised_share,
@@ -100,18 +99,6 @@ def test_standard_error_of_the_copying_statistic(shift: float) -> None:
         assert null.mean().item() == pytest.approx(values.std().item(), rel=0.15)
     else:
         assert values.mean() < -2  # nearer to training images
-
-
-def test_k_means_finds_clusters_that_are_apart() -> None:
-    where = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]]).double()
-    points = torch.cat([normal(50, 2, i) + centre for i, centre in enumerate(where)])
-    for seed in range(5):  # a start with two points in one cluster may stay there, as k-means does
-        centres = cell_centres(points, 3, torch.Generator().manual_seed(seed))
-        index = torch.cdist(points, centres).argmin(1)
-        for cell in range(3):  # a fixed point of Lloyd's algorithm
-            if (index == cell).any():
-                torch.testing.assert_close(centres[cell], points[index == cell].mean(0))
-    assert torch.equal(cell_centres(points[:1], 1, torch.Generator().manual_seed(0)), points[:1])
 
 
 def test_an_honest_model_a_copier_and_one_that_copies_with_a_little_noise() -> None:

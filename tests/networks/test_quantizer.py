@@ -38,14 +38,6 @@ def test_nearest_is_the_nearest(shape):
     assert torch.equal(q.vectors.movedim(1, -1), book.vectors[brute_force])
 
 
-def test_nearest_in_blocks_is_nearest_at_once(monkeypatch):
-    torch.manual_seed(0)
-    book, z = Codebook(7, 3), torch.randn(2, 3, 9, 9)
-    whole = book.nearest(z)
-    monkeypatch.setattr("vaezoo.networks.quantizer.BLOCK", 10)
-    assert torch.equal(book.nearest(z), whole)
-
-
 def test_one_update_without_memory_is_a_lloyd_step():
     z = clusters()
     book = make(z[:5].clone(), decay=0.0)

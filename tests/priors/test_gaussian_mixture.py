@@ -8,7 +8,7 @@ from sklearn.mixture import GaussianMixture as Estimator
 import vaezoo
 from vaezoo.errors import VaezooError
 from vaezoo.priors import PRIORS, LatentShape
-from vaezoo.priors.gaussian_mixture import FLOOR, expectation_maximization, k_means
+from vaezoo.priors.gaussian_mixture import FLOOR, expectation_maximization, hard_assignment
 
 
 def make(dim=3, **options):
@@ -25,7 +25,7 @@ def latents():
 
 @pytest.mark.parametrize(("kind", "theirs"), [("full", "full"), ("diagonal", "diag")])
 def test_em_from_the_same_start_is_scikit_learns(latents, kind, theirs):
-    start = k_means(latents, 4, seed=0)
+    start = hard_assignment(latents, 4, seed=0)
     ours = expectation_maximization(latents, start, kind)
     counts = start.sum(0)
     means = start.T @ latents / counts[:, None]

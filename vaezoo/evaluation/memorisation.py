@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from vaezoo.clustering import k_means
 from vaezoo.evaluation.features import Features
 from vaezoo.evaluation.neighbours import at_least_single, nearest, squared_distances
 from vaezoo.evaluation.report import INDEX, Detail, Metric, Result, Results, Skipped
@@ -15,7 +16,6 @@ from vaezoo.random import derive, generator
 
 ALPHA = 0.01
 CELLS, IMAGES_PER_CELL, LEAST_IN_CELL = 10, 100, 20
-LLOYD_STEPS = 20
 SHOWN = 64
 
 
@@ -87,18 +87,6 @@ def _placements(values: Tensor, others: Tensor) -> Tensor:
     return (lower + upper).double() / (2 * len(others))
 
 
-def cell_centres(points: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Centres of k-means [cells, d] on points [N, d], N >= cells. A generator on the CPU draws the start."""
-    centres = points[torch.randperm(len(points), generator=generator)[:cells].to(points.device)]
-    for _ in range(LLOYD_STEPS):
-        nearest_centre = squared_distances(points, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest_centre, points)
-        counts = centres.new_zeros(cells).index_add_(0, nearest_centre, points.new_ones(len(points)))
-        # A centre that is nearest to none stays where it is.
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-    return centres
-
-
 def measure_memorisation(
     features: Features,
     generated: Tensor,
@@ -140,7 +128,7 @@ def measure_memorisation(
     results[names[0]] = memorised
 
     cells = max(1, min(CELLS, len(held_out) // IMAGES_PER_CELL, len(training)))
-    centres = cell_centres(training, cells, generator(derive(seed, "cells"), "cpu"))
+    centres = k_means(training, cells, generator(derive(seed, "cells"), "cpu"))
     cell_of_generated, cell_of_held_out = (
         squared_distances(x, centres).argmin(1) for x in (generated, held_out)
     )

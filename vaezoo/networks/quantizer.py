@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vaezoo.clustering import lloyd, nearest, totals
 from vaezoo.distributions import Quantized
-
-BLOCK = 8192  # vectors whose distances to the codebook are held at a time
 
 
 class Codebook(nn.Module):
@@ -61,14 +60,7 @@ class Codebook(nn.Module):
         """Index of the nearest codebook vector of each vector of z [B, D, *grid]: [B, *grid]."""
         grid = z.movedim(1, -1)
         flat = grid.reshape(-1, grid.shape[-1]).to(self.vectors.dtype)
-        with torch.autocast(flat.device.type, enabled=False):
-            # argmin |z - e|^2 = argmin |e|^2 / 2 - z.e, one matrix product and no N x K x D tensor.
-            half_norms = 0.5 * self.vectors.square().sum(1)
-            codes = [
-                torch.addmm(half_norms, block, self.vectors.T, alpha=-1).argmin(1)
-                for block in flat.split(BLOCK)
-            ]
-        return torch.cat(codes).view(grid.shape[:-1])
+        return nearest(flat, self.vectors).view(grid.shape[:-1])
 
     @torch.no_grad()
     def update(self, q: Quantized) -> None:
@@ -82,7 +74,7 @@ class Codebook(nn.Module):
         vectors (n_k = 0) where it is, to the bit.
         """
         z = q.encoded.detach().movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
-        n, sums = self._assign(z, q.codes.flatten())
+        n, sums = totals(z, q.codes.flatten(), len(self.usage))
         even = len(z) / len(n)
         self.usage.lerp_(n / even, 1 - self.decay)
         if self.ema:
@@ -101,13 +93,6 @@ class Codebook(nn.Module):
         """Start from k-means on z [N, D, *grid], from randomly chosen vectors."""
         flat = z.movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
         order = torch.randperm(len(flat), device=flat.device)
-        self.vectors.copy_(flat[order.repeat(-(-len(self.usage) // len(flat)))[: len(self.usage)]])
-        for _ in range(iterations):
-            n, sums = self._assign(flat, self.nearest(z).flatten())
-            means = sums / n.clamp_min(1).unsqueeze(1)
-            self.vectors.copy_(torch.where((n > 0).unsqueeze(1), means, self.vectors))
-
-    def _assign(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """How many vectors each code gets, [K], and their sums, [K, D]."""
-        n = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(z[:, 0]))
-        return n, torch.zeros_like(z[:1]).repeat(len(n), 1).index_add_(0, codes, z)
+        # k-means++ would take a pass over all vectors for each of what may be thousands of codes.
+        start = flat[order.repeat(-(-len(self.usage) // len(flat)))[: len(self.usage)]]
+        self.vectors.copy_(lloyd(flat, start, iterations))

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vaezoo.clustering import k_means, nearest
 from vaezoo.config import BaseConfig
 from vaezoo.distributions import LOG_2PI, Latent
 from vaezoo.errors import VaezooError
@@ -20,7 +21,6 @@ CANDIDATES = (1, 2, 3, 5, 10, 20, 50)  # numbers of components that BIC chooses 
 FLOOR = 1e-6  # least variance, as a fraction of the mean variance of the latents
 TOLERANCE = 1e-3  # nats per latent; EM stops when an iteration gains less
 ITERATIONS = 200
-LLOYD = 20  # iterations of k-means for the start
 ROWS = 2**24  # numbers that the densities of a block of latents take
 
 Covariance = Literal["full", "diagonal", "low_rank"]
@@ -82,7 +82,7 @@ class GaussianMixture(Prior):
         standard = (z - centre) / unit
         fits = [
             expectation_maximization(
-                standard, k_means(standard, k, seed), self.config.covariance, self.config.rank
+                standard, hard_assignment(standard, k, seed), self.config.covariance, self.config.rank
             )
             for k in candidates
         ]
@@ -209,19 +209,7 @@ def _constrain(covariances: Tensor, kind: Covariance, rank: int, floor: float) -
     return (vectors * values[:, None, :]) @ vectors.mT
 
 
-def k_means(z: Tensor, k: int, seed: int) -> Tensor:
-    """Hard assignment of points z [N, D] to k clusters, [N, k]: Lloyd's iterations from a k-means++ start
-    (Arthur & Vassilvitskii 2007)."""
-    draws = make_generator(seed, z.device)
-    centres = z[torch.randint(len(z), (1,), generator=draws, device=z.device)]
-    nearest = torch.full_like(z[:, 0], math.inf)
-    for _ in range(k - 1):
-        nearest = torch.minimum(nearest, (z - centres[-1]).square().sum(1))
-        # Where all points coincide with centres, any point is as good.
-        weights = nearest + torch.finfo(z.dtype).tiny
-        centres = torch.cat([centres, z[torch.multinomial(weights, 1, generator=draws)]])
-    for _ in range(LLOYD):
-        assigned = torch.nn.functional.one_hot(torch.cdist(z, centres).argmin(1), k).to(z)
-        counts = assigned.sum(0)[:, None]
-        centres = torch.where(counts > 0, assigned.T @ z / counts.clamp_min(1), centres)
-    return torch.nn.functional.one_hot(torch.cdist(z, centres).argmin(1), k).to(z)
+def hard_assignment(z: Tensor, k: int, seed: int) -> Tensor:
+    """Where EM starts: the points z [N, D] in k clusters of k-means drawn from `seed`, 0 or 1, [N, k]."""
+    centres = k_means(z, k, make_generator(seed, "cpu"))
+    return torch.nn.functional.one_hot(nearest(z, centres), k).to(z)
