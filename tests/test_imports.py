@@ -99,9 +99,11 @@ def test_the_light_modules_import_nothing_heavy_at_the_top():
 
 
 def words(path: Path) -> set[str]:
-    """Identifiers and strings of a module's code; docstrings and comments do not count."""
+    """Identifiers and strings of a module's code; docstrings, comments and papers' titles do not count."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "paper":
+            node.value = ast.Constant("")
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             value = body[0].value

@@ -9,6 +9,7 @@ PRIORS: Registry[type[Prior]] = Registry(
         "standard_normal": "vaezoo.priors.standard_normal:StandardNormal",
         "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
         "flow": "vaezoo.priors.flow:FlowPrior",
+        "two_stage": "vaezoo.priors.two_stage:TwoStagePrior",
         "vamp": "vaezoo.priors.vamp:VampPrior",
         "pixelcnn": "vaezoo.priors.pixelcnn:PixelCNNPrior",
         "pixelsnail": "vaezoo.priors.pixelsnail:PixelSNAILPrior",

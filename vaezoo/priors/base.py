@@ -61,6 +61,12 @@ def check_temperature(temperature: float) -> None:
         raise VaezooError(f"sample: temperature={temperature} is not valid, it must be above 0 and finite")
 
 
+def mean_and_scale(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each dimension of latents [N, D], with 1 for a deviation of 0."""
+    deviation = z.std(0, correction=0)
+    return z.mean(0), torch.where(deviation > 0, deviation, 1.0)
+
+
 class Prior(nn.Module):
     """p(z). A prior without parameters is fitted in closed form by `fit`; one with parameters is trained on
     the latents of the data by the same trainer as the models, through `losses` and `parameter_groups`."""

@@ -13,7 +13,7 @@ from vaezoo.config import BaseConfig
 from vaezoo.distributions import LOG_2PI, Latent
 from vaezoo.errors import VaezooError
 from vaezoo.inference import inference
-from vaezoo.priors.base import LatentShape, Prior, check_temperature
+from vaezoo.priors.base import LatentShape, Prior, check_temperature, mean_and_scale
 
 #: Bound on the logarithm of a layer's scale: an untypical latent costs many nats, and overflows nothing.
 LOG_SCALE = 5.0
@@ -53,9 +53,9 @@ class FlowPrior(Prior):
 
     def initialize(self, z: Latent) -> None:
         assert isinstance(z, Tensor)
-        self.mean.copy_(z.mean(0))
-        deviation = z.std(0, correction=0)
-        self.scale.copy_(torch.where(deviation > 0, deviation, 1.0))
+        mean, scale = mean_and_scale(z)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Noise u [B, D] of latents z [B, D], and log |det du/dz|, [B]."""
