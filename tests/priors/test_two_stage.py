@@ -135,6 +135,7 @@ def test_samples_have_the_moments_of_enumeration(temperature):
     second = torch.einsum("n,ni,nj->ij", weights, p.mean, p.mean)
     second += temperature**2 * torch.diag(weights @ p.variance)
     z = model.sample(50_000, generator(), temperature)
+    assert not z.requires_grad
     assert within(z, mean)
     assert within(z[:, :, None] * z[:, None], second)
     above = 1 - Normal(p.mean[:, 0], temperature * p.variance[:, 0].sqrt()).cdf(mean[0])
