@@ -12,6 +12,7 @@ from torch import nn
 import vaezoo
 from vaezoo.checkpoint import WEIGHTS, read_tensors
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.latents import Latents, encode_all
 from vaezoo.objective import Loss, Progress
 from vaezoo.random import seeded
 from vaezoo.trainer import (
@@ -19,7 +20,6 @@ from vaezoo.trainer import (
     STATE,
     GroupConfig,
     TrainConfig,
-    encode_all,
     lr_factor,
     make_optimizers,
     normalize_gradients,
@@ -492,13 +492,13 @@ class TwoPlayers(nn.Module):
 
 def test_a_group_without_a_loss_sits_out_and_groups_have_their_own_options():
     from vaezoo.data import Loader
-    from vaezoo.trainer import _Latents, fit
+    from vaezoo.trainer import fit
 
     torch.manual_seed(0)
     module, z = TwoPlayers(), torch.randn(64, 3)
     config = TrainConfig(epochs=1, batch_size=16, groups={"critic": GroupConfig(lr=0.0)}, log_steps=1)
     before = weights(module)
-    run = fit(module, Loader(_Latents(z), 16), Loader(_Latents(z), 16), config, progress=False)
+    run = fit(module, Loader(Latents(z), 16), Loader(Latents(z), 16), config, progress=False)
     assert torch.equal(module.critic.weight, before["critic.weight"]), "lr=0 must keep the critic"
     assert not torch.equal(module.generator.weight, before["generator.weight"])
     assert [("train/critic" in line) for line in run.history if "train/loss" in line] == [
@@ -596,7 +596,7 @@ def test_vae_takes_a_mixture_after_training(data):
 
 def test_latents_are_stored_compactly_and_in_order(data):
     model = small("vq_vae2").eval()
-    levels = encode_all(model, data.train, TrainConfig())
+    levels = encode_all(model, data.train)
     assert [level.dtype for level in levels] == [torch.uint8, torch.uint8]
     with torch.no_grad():
         expected = model.latents(data.train.batch(torch.arange(5)))
