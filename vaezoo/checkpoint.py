@@ -227,6 +227,11 @@ def run_header(path: str | Path, prior: str | None = None) -> tuple[dict[str, An
     """
     path = weights_file(path)
     header = read_header(path)
+    if "weights" in header:
+        raise CheckpointError(
+            f"{path} is a prior without its model; load both by the run's folder: vaezoo.load(run, "
+            f"prior={path.stem!r})"
+        )
     if prior is None or _name(header) == prior:
         return header, None
     if prior not in (there := priors_beside(path)):

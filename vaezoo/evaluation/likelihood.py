@@ -135,13 +135,13 @@ def measure_likelihood(
         results["effective_samples"] = _effective(torch.cat(effective), samples)
 
     dims = math.prod(observed.shape)
-    if no_bits:
-        results |= dict.fromkeys(BITS, Skipped(no_bits))
-    else:
+    results |= dict.fromkeys(BITS, Skipped(no_bits))
+    if observed.codes is None:
+        results["bits_per_dim_uniform"] = Skipped(NO_CODES)
+    if not no_bits:
         bits = bits_per_dimension(torch.cat(spread), dims) + 8 if dense else bits_per_dimension(bound, dims)
         noise = "; uniform dequantisation (255x + u)/256, +8 bits" if dense else ""
         results["bits_per_dim"] = average(bits, "bits", "lower", f"{how}{noise}")
-        results["bits_per_dim_uniform"] = Skipped(NO_CODES)
     if coded:
         uniform = _uniform_bits(observed)
         bits = bits + (uniform - torch.cat(rates).double() / math.log(2)) / dims
