@@ -3,13 +3,14 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 import vaezoo
-from vaezoo.checkpoint import WEIGHTS, read_header
+from vaezoo.checkpoint import WEIGHTS, prior_folder, read_header
 from vaezoo.comparison import compare_runs, table
 from vaezoo.config import split_options
 from vaezoo.errors import CheckpointError, VaezooError
@@ -262,6 +263,47 @@ def test_models_of_one_name_are_told_apart_by_what_differs(data, seeds, tmp_path
         "vae latent_dim=20": 2,
         "vae latent_dim=3": 1,
     }
+
+
+def test_priors_of_one_model_are_told_apart_by_their_names(data, tmp_path):
+    """And by their options only among those of one name; a report tells which prior it is about."""
+    options = {"device": "cpu", "progress": False, "epochs": 1, "batch_size": 256}
+    model = vaezoo.create("vae", image_shape=data.image_shape, latent_dim=2, network_options={"hidden": [8]})
+    runs = []
+    for run, seed in (("a", 0), ("b", 1)):
+        vaezoo.train(model, data, out=tmp_path / run, seed=seed, **options)
+        for prior, size in (("gaussian_mixture", {"components": 2 + seed}), ("flow", {"layers": 1})):
+            fit = {**options, **size, "hidden": 4} if prior == "flow" else size
+            vaezoo.fit_prior(model, data, prior, out=tmp_path / run, seed=seed, **{"device": "cpu", **fit})
+            runs.append(prior_folder(tmp_path / run, prior))
+            runs[-1].mkdir(exist_ok=True)
+            report = vaezoo.evaluate(model, data, n=20, samples=2, axes=["likelihood"], features="pixels")
+            report.save(runs[-1] / "report.json")
+    found = compare_runs(runs)
+    assert {name: len(group) for name, group in found.items()} == {
+        "vae prior=gaussian_mixture prior_components=2": 1,
+        "vae prior=gaussian_mixture prior_components=3": 1,
+        "vae prior=flow": 2,
+    }
+    # The run itself has the flow; a report of the mixture is not one of it.
+    shutil.copy(runs[0] / "report.json", tmp_path / "a")
+    with pytest.raises(VaezooError, match=r"a/report\.json was measured with another prior than the run has"):
+        compare_runs([tmp_path / "a", runs[2]])
+    shutil.copy(runs[1] / "report.json", tmp_path / "a")
+    with pytest.raises(VaezooError, match="are the same model with the same seed, 0"):
+        compare_runs([tmp_path / "a", runs[1]])
+    shutil.copy(runs[2] / "report.json", runs[0])
+    with pytest.raises(VaezooError, match=r"another prior.*vaezoo evaluate .*/a --prior gaussian_mixture"):
+        compare_runs(runs[:2])
+    (runs[0] / "report.json").unlink()
+    with pytest.raises(
+        VaezooError, match=r"is not evaluated yet: vaezoo evaluate .*/a --prior gaussian_mixture"
+    ):
+        compare_runs(runs[:2])
+    with pytest.raises(
+        CheckpointError, match=r"unknown prior of .*'vamp'\. Available: flow, gaussian_mixture"
+    ):
+        compare_runs([tmp_path / "a" / "priors" / "vamp"])
 
 
 def test_runs_that_cannot_be_compared(data, seeds, tmp_path):

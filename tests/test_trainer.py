@@ -10,16 +10,19 @@ import torch
 from torch import nn
 
 import vaezoo
-from vaezoo.checkpoint import WEIGHTS, read_tensors
+from vaezoo.checkpoint import REPORT, WEIGHTS, prior_file, prior_folder, read_header, read_tensors
+from vaezoo.config import BaseConfig
+from vaezoo.data import ImageData, Loader, ResidentSplit
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.latents import CODES, Latents, encode_all, encode_data
 from vaezoo.objective import Loss, Progress
+from vaezoo.priors import PRIORS, Labelled, Prior
 from vaezoo.random import seeded
 from vaezoo.trainer import (
     METRICS,
     STATE,
     GroupConfig,
     TrainConfig,
-    encode_all,
     lr_factor,
     make_optimizers,
     normalize_gradients,
@@ -491,14 +494,13 @@ class TwoPlayers(nn.Module):
 
 
 def test_a_group_without_a_loss_sits_out_and_groups_have_their_own_options():
-    from vaezoo.data import Loader
-    from vaezoo.trainer import _Latents, fit
+    from vaezoo.trainer import fit
 
     torch.manual_seed(0)
     module, z = TwoPlayers(), torch.randn(64, 3)
     config = TrainConfig(epochs=1, batch_size=16, groups={"critic": GroupConfig(lr=0.0)}, log_steps=1)
     before = weights(module)
-    run = fit(module, Loader(_Latents(z), 16), Loader(_Latents(z), 16), config, progress=False)
+    run = fit(module, Loader(Latents(z), 16), Loader(Latents(z), 16), config, progress=False)
     assert torch.equal(module.critic.weight, before["critic.weight"]), "lr=0 must keep the critic"
     assert not torch.equal(module.generator.weight, before["generator.weight"])
     assert [("train/critic" in line) for line in run.history if "train/loss" in line] == [
@@ -594,9 +596,236 @@ def test_vae_takes_a_mixture_after_training(data):
         assert model.log_prob(x, samples=2).isfinite().all()
 
 
+# --- Labels ---------------------------------------------------------------------------------------------
+
+
+class Counts(Prior):
+    """Independent codes, with probabilities of their own for each class. Remembers what it is given."""
+
+    class Config(BaseConfig):
+        classes: int | None = None
+
+    def __init__(self, config, latent):
+        super().__init__(config, latent)
+        self.conditional = config.classes is not None
+        shape = (config.classes or 1, *latent.shapes[0], latent.codes)
+        self.logits = nn.Parameter(torch.zeros(shape))
+        self.seen, self.started = [], None
+
+    def initialize(self, z):
+        self.started = z
+
+    def losses(self, batch, progress):
+        z, labels = batch if self.conditional else (batch, torch.zeros(len(batch), dtype=torch.long))
+        self.seen.append((torch.is_grad_enabled(), batch))
+        chosen = self.logits[labels].log_softmax(-1).gather(-1, z.long().unsqueeze(-1))
+        nll = -chosen.flatten(1).sum(1).mean()
+        return {"prior": Loss(nll, {"prior_nll": nll})}
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    monkeypatch.setattr(PRIORS, "_table", dict(PRIORS._table))
+    PRIORS.register("counts", Counts)
+
+
+def labelled(data, classes=3):
+    """The same images with labels that their brightness gives."""
+
+    def split(images):
+        x = images.batch(torch.arange(len(images)))
+        return ResidentSplit((255 * x).byte(), (1000 * x.flatten(1).mean(1)).long() % classes)
+
+    splits = [split(part) for part in (data.train, data.validation, data.test)]
+    return ImageData("bars", *splits, data.image_shape)
+
+
+FIT = {"progress": False, "device": "cpu", "batch_size": 32, "epochs": 1}
+
+
+def test_a_prior_with_classes_gets_each_latent_with_the_label_of_its_image(counts, data):
+    """All batches of an epoch and of validation, against the images encoded one by one."""
+    data, model = labelled(data), small("vq_vae").eval()
+    model.initialize(data.train.batch(torch.arange(100)))  # or all images have the same codes
+    run = vaezoo.fit_prior(model, data, "counts", classes=3, **FIT)
+    for split, training in ((data.train, True), (data.validation, False)):
+        with torch.no_grad():
+            codes = [
+                model.latents(split.batch(torch.tensor([i]))).flatten().tolist() for i in range(len(split))
+            ]
+        pairs = sorted((label, tuple(z)) for label, z in zip(split.labels.tolist(), codes))
+        assert len(set(pairs)) > len({z for _, z in pairs}) > 3, "or the test shows little"
+        batches = [batch for grad, batch in run.model.seen if grad == training]
+        assert all(isinstance(batch, Labelled) for batch in batches)
+        fed = [(int(label), tuple(z.flatten().tolist())) for batch in batches for z, label in zip(*batch)]
+        if training:  # the last images of an epoch that fill no batch are left out
+            assert len(fed) == len(split) // 32 * 32
+            rest = list(pairs)
+            for pair in fed:
+                rest.remove(pair)
+        else:
+            assert sorted(fed) == pairs
+    assert torch.equal(run.model.started, encode_all(model, data.train)), "initialize gets the latents alone"
+
+
+def test_a_prior_without_classes_gets_latents_alone(counts, data):
+    run = vaezoo.fit_prior(small("vq_vae"), labelled(data), "counts", **FIT)
+    assert all(isinstance(batch, torch.Tensor) for _, batch in run.model.seen)
+
+
+def test_labels_that_are_not_there_or_not_below_the_classes(counts, data):
+    model = small("vq_vae")
+    with pytest.raises(VaezooError, match="with classes=3 needs labels, but tensor has none"):
+        vaezoo.fit_prior(model, data, "counts", classes=3, **FIT)
+    with pytest.raises(
+        VaezooError, match="classes=2, so labels are 0 to 1, but those of bars go from 0 to 2"
+    ):
+        vaezoo.fit_prior(model, labelled(data), "counts", classes=2, **FIT)
+    wrong = labelled(data)
+    wrong.validation.labels[3] = -1
+    with pytest.raises(VaezooError, match="go from -1 to"):
+        vaezoo.fit_prior(model, wrong, "counts", classes=3, **FIT)
+    assert model.prior is None
+
+
+def test_a_prior_is_not_resumed_with_other_labels(counts, data, tmp_path):
+    model, with_labels = small("vq_vae"), labelled(data)
+    options = {"classes": 3, "out": tmp_path, **FIT}
+    vaezoo.fit_prior(model, with_labels, "counts", **options)
+    vaezoo.fit_prior(model, with_labels, "counts", resume=True, **{**options, "epochs": 2})
+    with_labels.train.labels[-1] = (with_labels.train.labels[-1] + 1) % 3
+    with pytest.raises(CheckpointError, match=r"other options \(labels\)"):
+        vaezoo.fit_prior(model, with_labels, "counts", resume=True, **{**options, "epochs": 3})
+
+
+# --- Several priors of one model ------------------------------------------------------------------------
+
+
+def test_fitting_a_prior_leaves_the_others_as_they_are(counts, data, tmp_path):
+    model = small("vq_vae")
+    tiny = {"width": 8, "depth": 1, "heads": 1}
+    vaezoo.fit_prior(model, data, "transformer", out=tmp_path, **tiny, **FIT)
+    files = [prior_file(tmp_path, "transformer")]
+    files += [prior_folder(tmp_path, "transformer") / name for name in (STATE, METRICS, REPORT)]
+    files[-1].write_text("{}")
+    before = [file.read_bytes() for file in files]
+    run = vaezoo.fit_prior(model, data, "counts", out=tmp_path, **FIT)
+    assert run.folder == prior_folder(tmp_path, "counts")
+    assert [file.read_bytes() for file in files] == before
+    assert type(vaezoo.load(tmp_path, prior="counts").prior) is Counts
+    again = vaezoo.load(tmp_path, prior="transformer")
+    vaezoo.fit_prior(again, data, "transformer", out=tmp_path, resume=True, **tiny, **{**FIT, "epochs": 2})
+    assert again.prior.config.width == 8
+    # Fitted anew: what belongs to the earlier fit goes, a report too.
+    vaezoo.fit_prior(again, data, "transformer", out=tmp_path, **tiny, **FIT)
+    assert not files[-1].exists()
+    assert prior_file(tmp_path, "counts").exists()
+
+
+def test_priors_of_a_model_that_was_trained_further_are_refused(data, tmp_path):
+    model = small()
+    train(model, data, out=tmp_path, epochs=1)
+    vaezoo.fit_prior(model, data, "gaussian_mixture", components=2, out=tmp_path, device="cpu")
+    assert not vaezoo.load(tmp_path, prior="standard_normal").prior.fitted
+    assert vaezoo.load(tmp_path, prior="gaussian_mixture").prior.fitted
+    train(model, data, out=tmp_path, epochs=3, resume=True)
+    with pytest.raises(CheckpointError, match="belongs to other weights"):
+        vaezoo.load(tmp_path, prior="gaussian_mixture")
+    assert not vaezoo.load(tmp_path, prior="standard_normal").prior.fitted
+    vaezoo.fit_prior(model, data, "gaussian_mixture", components=2, out=tmp_path, device="cpu")
+    for name in ("standard_normal", "gaussian_mixture"):
+        assert_same(weights(vaezoo.load(tmp_path, prior=name).encoder), weights(model.encoder))
+
+
+# --- Codes ----------------------------------------------------------------------------------------------
+
+
+def spied(model):
+    """The model with a list that grows with each batch that it encodes."""
+    calls, encode = [], model.latents
+    model.latents = lambda x: calls.append(len(x)) or encode(x)
+    return calls
+
+
+def levels(z):
+    return z if isinstance(z, tuple) else (z,)
+
+
+@pytest.mark.parametrize("name", ["vq_vae", "vq_vae2"])
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_codes_are_encoded_once_and_are_those_that_encoding_gives(name, binarize, images, tmp_path):
+    data, model = vaezoo.load_data(images, binarize=binarize), small(name)
+    model.initialize(data.train.batch(torch.arange(100)))
+    expected = {split: encode_all(model, data.splits[split], seed=3) for split in ("train", "validation")}
+    calls = spied(model)
+    for time in ("first", "second"):
+        found = encode_data(model, data, 3, folder=tmp_path)
+        assert bool(calls) == (time == "first")
+        calls.clear()
+        for split in expected:
+            for a, b in zip(levels(found[split]), levels(expected[split]), strict=True):
+                assert a.dtype == torch.uint8
+                assert torch.equal(a, b), (time, split)
+
+
+def test_codes_of_other_weights_data_or_seed_are_encoded_anew(images, tmp_path):
+    data, model = vaezoo.load_data(images), small("vq_vae")
+    model.initialize(data.train.batch(torch.arange(100)))
+    calls = spied(model)
+
+    def encodes(data, seed=0):
+        calls.clear()
+        found = encode_data(model, data, seed, folder=tmp_path)
+        assert torch.equal(found["train"], encode_all(model, data.train, seed))
+        return len(calls) > 1  # one is that of the line above
+
+    assert encodes(data)
+    assert not encodes(data)
+    for other in (
+        vaezoo.load_data(255 - images),
+        vaezoo.load_data(images, seed=1),
+        vaezoo.load_data(images[:290]),
+    ):
+        assert encodes(other)
+        assert not encodes(other)
+    assert encodes(vaezoo.load_data(images, binarize="dynamic"))
+    assert encodes(vaezoo.load_data(images, binarize="dynamic"), seed=1)
+    assert encodes(data)
+    with torch.no_grad():
+        next(model.encoder.parameters()).mul_(-1)
+    assert encodes(data)
+    content = (tmp_path / CODES).read_bytes()
+    for damaged in (b"", content[:-9], content[:-1] + bytes([content[-1] ^ 1])):
+        (tmp_path / CODES).write_bytes(damaged)
+        assert encodes(data), "damaged codes must not be used"
+        assert (tmp_path / CODES).read_bytes() == content
+
+
+def test_the_second_prior_is_fitted_to_the_codes_that_are_kept(counts, data, tmp_path):
+    model = small("vq_vae")
+    calls = spied(model)
+    first = vaezoo.fit_prior(model, data, "counts", out=tmp_path, **FIT)
+    assert calls
+    assert sorted(read_tensors(tmp_path / CODES)) == ["train.00", "validation.00"]
+    calls.clear()
+    second = vaezoo.fit_prior(model, data, "counts", out=tmp_path, **FIT)
+    assert not calls
+    assert torch.equal(first.model.logits, second.model.logits)
+    train(model, data, epochs=1)
+    calls.clear()
+    vaezoo.fit_prior(model, data, "counts", out=tmp_path, **FIT)
+    assert calls
+
+
+def test_real_latents_are_not_kept(data, tmp_path):
+    vaezoo.fit_prior(small("ae"), data, "gaussian_mixture", components=2, out=tmp_path, device="cpu")
+    assert not (tmp_path / CODES).exists()
+    assert read_header(prior_file(tmp_path, "gaussian_mixture"))["info"]["prior_train"]["seed"] == 0
+
+
 def test_latents_are_stored_compactly_and_in_order(data):
     model = small("vq_vae2").eval()
-    levels = encode_all(model, data.train, TrainConfig())
+    levels = encode_all(model, data.train)
     assert [level.dtype for level in levels] == [torch.uint8, torch.uint8]
     with torch.no_grad():
         expected = model.latents(data.train.batch(torch.arange(5)))

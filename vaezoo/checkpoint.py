@@ -2,10 +2,14 @@
 
 The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info}; the tensors are the
 state dict, with the prior's under "prior.". One file, so that writing it can be atomic.
+
+Beside it, priors/NAME.safetensors each hold one prior of the model, with the header {schema, vaezoo, prior,
+weights, info}: `weights` identifies the weights of the model that the prior belongs to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,12 +24,14 @@ from torch import Tensor, nn
 
 from vaezoo import __version__
 from vaezoo.autoencoder import Autoencoder
-from vaezoo.errors import CheckpointError, VaezooError
-from vaezoo.priors import PRIORS
+from vaezoo.errors import CheckpointError, VaezooError, unknown
+from vaezoo.priors import PRIORS, Prior
 from vaezoo.registry import MODELS, create
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
+PRIORS_FOLDER = "priors"
+REPORT = "report.json"
 
 
 @contextmanager
@@ -102,22 +108,38 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", prefix: str = "
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits that identify tensors by their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of a model's state dict without its prior: what the model's latents depend on."""
+    return fingerprint({name: t for name, t in tensors.items() if not name.startswith("prior.")})
+
+
 def model_header(model: Autoencoder, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All of a checkpoint but its tensors: registered name, config, prior, and `info`."""
-    prior = None
-    if model.prior is not None:
-        prior = {
-            "name": PRIORS.name_of(type(model.prior)),
-            "config": model.prior.config.model_dump(mode="json"),
-            "fitted": model.prior.fitted,
-        }
     return {
         "schema": SCHEMA,
         "vaezoo": __version__,
         "model": MODELS.name_of(type(model)),
         "config": model.config.model_dump(mode="json"),
-        "prior": prior,
+        "prior": None if model.prior is None else _prior_header(model.prior),
         "info": dict(info or {}),
+    }
+
+
+def _prior_header(prior: Prior) -> dict[str, Any]:
+    return {
+        "name": PRIORS.name_of(type(prior)),
+        "config": prior.config.model_dump(mode="json"),
+        "fitted": prior.fitted,
     }
 
 
@@ -137,36 +159,115 @@ def save(model: Autoencoder, path: str | Path, info: Mapping[str, Any] | None = 
     return path
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", **modules: nn.Module) -> Autoencoder:
+def save_prior(model: Autoencoder, path: str | Path, info: Mapping[str, Any] | None = None) -> Path:
+    """Write a model's prior alone beside the model's weights, for `load(path, prior=NAME)`.
+
+    Args:
+        model: a registered model with a prior.
+        path: the run folder or the file of the model's weights; the prior goes to priors/NAME.safetensors.
+        info: as in `save`.
+    """
+    prior = model.require_prior()
+    described = _prior_header(prior)
+    header = {
+        "schema": SCHEMA,
+        "vaezoo": __version__,
+        "prior": described,
+        "weights": weights_fingerprint(model.state_dict()),
+        "info": dict(info or {}),
+    }
+    file = prior_file(path, described["name"])
+    write_tensors(file, prior.state_dict(), header)
+    return file
+
+
+def load(
+    path: str | Path, device: torch.device | str = "cpu", *, prior: str | None = None, **modules: nn.Module
+) -> Autoencoder:
     """Restore a model, its config and its prior.
 
     Args:
         path: a run folder or a .safetensors file.
         device: where to put the model.
+        prior: one of the priors that `fit_prior` keeps beside the model, by name (`priors_beside(path)`), the
+            model's own included; None: the one that was fitted last.
         **modules: the modules of your own that the model was made with (`encoder=`, `decoder=`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, foreign, or does not fit this version or those modules.
-            Nothing in the file is executed.
+        CheckpointError: the file is missing, damaged, foreign, or does not fit this version or those modules;
+            there is no such prior, or it belongs to other weights. Nothing in a file is executed.
     """
     path = weights_file(path)
-    header = read_header(path)
+    header, beside = run_header(path, prior)
+    where = path if beside is None else f"{path} with {beside}"
     try:
-        config, prior = header["config"], header["prior"]
+        config, described = header["config"], header["prior"]
         # First without memory, so that the file's own shapes find out a header that claims a huge model.
         with torch.device("meta"):
-            expected = _build(header["model"], config, prior, modules).state_dict()
-        _check_shapes(path, expected)
-        model = _build(header["model"], config, prior, modules)
-        model.load_state_dict(read_tensors(path))
+            expected = _build(header["model"], config, described, modules).state_dict()
+        _check_shapes(path, beside, expected)
+        model = _build(header["model"], config, described, modules)
+        model.load_state_dict(_read_both(path, beside))
     except CheckpointError:
         raise
     except VaezooError as error:
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+        raise CheckpointError(f"{where} cannot be loaded: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         first_line = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} cannot be loaded: {type(error).__name__}: {first_line}") from None
+        raise CheckpointError(f"{where} cannot be loaded: {type(error).__name__}: {first_line}") from None
     return model.to(device).eval()
+
+
+def run_header(path: str | Path, prior: str | None = None) -> tuple[dict[str, Any], Path | None]:
+    """The header of a run's weights, as it is with one of the priors beside them; and the file of that prior,
+    None where it is the one within the weights' own file.
+
+    Raises:
+        CheckpointError: as in `load`, as far as headers tell.
+    """
+    path = weights_file(path)
+    header = read_header(path)
+    if "weights" in header:
+        raise CheckpointError(
+            f"{path} is a prior without its model; load both by the run's folder: vaezoo.load(run, "
+            f"prior={path.stem!r})"
+        )
+    if prior is None or _name(header) == prior:
+        return header, None
+    if prior not in (there := priors_beside(path)):
+        raise CheckpointError(
+            f"{unknown(f'prior of {path.parent}', prior, {*there, _name(header)} - {''})}; fit one with "
+            f"vaezoo.fit_prior(..., out=...), or `vaezoo fit-prior {path.parent} --prior NAME`"
+        )
+    file = prior_file(path, prior)
+    found, tensors = read_header(file), read_tensors(path)
+    if not all(
+        isinstance(part, dict) for part in (found.get("prior"), found.get("info"), header.get("info"))
+    ):
+        raise CheckpointError(f"{file} or {path} has a damaged header")
+    if found.get("weights") != weights_fingerprint(tensors):
+        raise CheckpointError(
+            f"{file} belongs to other weights than those in {path.name}, as after more training; fit the "
+            f"prior again: `vaezoo fit-prior {path.parent} --prior {prior}`"
+        )
+    # What was said about the fit of the prior that is in the weights' file says nothing about this one.
+    info = {**header["info"], "prior_train": {}, **found["info"]}
+    return {**header, "prior": found["prior"], "info": info}, file
+
+
+def _name(header: Mapping[str, Any]) -> str:
+    """Of the prior in a header; "" where there is none, or none that makes sense."""
+    prior = header.get("prior")
+    return str(prior.get("name", "")) if isinstance(prior, dict) else ""
+
+
+def _read_both(path: Path, beside: Path | None) -> dict[str, Tensor]:
+    """The tensors of a model; with a file beside it, that file's prior in place of the model's."""
+    tensors = read_tensors(path)
+    if beside is not None:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("prior.")}
+        tensors |= {f"prior.{name}": t for name, t in read_tensors(beside).items()}
+    return tensors
 
 
 def _build(
@@ -184,21 +285,56 @@ def _build(
     return model
 
 
-def _check_shapes(path: Path, expected: Mapping[str, Tensor]) -> None:
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+def _check_shapes(path: Path, beside: Path | None, expected: Mapping[str, Tensor]) -> None:
+    found = _shapes(path)
+    if beside is not None:
+        found = {name: shape for name, shape in found.items() if not name.startswith("prior.")}
+        found |= {f"prior.{name}": shape for name, shape in _shapes(beside).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
+            file = beside if beside is not None and name.startswith("prior.") else path
             raise CheckpointError(
-                f"{path} does not fit its own config: tensor '{name}' is {found.get(name, 'missing')} in the "
+                f"{file} does not fit its own config: tensor '{name}' is {found.get(name, 'missing')} in the "
                 f"file and {wanted.get(name, 'absent')} in the model; a model made with an encoder or "
                 "decoder of your own needs them here too: vaezoo.load(path, encoder=..., decoder=...)"
             )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
 
 
 def weights_file(path: str | Path) -> Path:
     """The weights of a run folder, or the file itself."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / WEIGHTS
+
+
+def prior_file(path: str | Path, name: str) -> Path:
+    """Where the prior of a name is kept beside the weights of a run."""
+    return prior_folder(path, name).with_name(f"{name}.safetensors")
+
+
+def prior_folder(path: str | Path, name: str) -> Path:
+    """Where what else there is about that prior goes: the log and state of its fit, and its report."""
+    return weights_file(path).parent / PRIORS_FOLDER / name
+
+
+def priors_beside(path: str | Path) -> list[str]:
+    """Names of the priors that are kept beside the weights of a run."""
+    folder = weights_file(path).parent / PRIORS_FOLDER
+    return sorted(file.stem for file in folder.glob("*.safetensors"))
+
+
+def describe_priors(path: str | Path) -> dict[str, str]:
+    """Of each prior that is kept beside the weights of a run, whether `load` takes it or else why not."""
+    said = {}
+    for name in priors_beside(path):
+        try:
+            run_header(path, name)
+            said[name] = "ready"
+        except CheckpointError as error:
+            said[name] = str(error)
+    return said

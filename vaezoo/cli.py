@@ -83,8 +83,8 @@ def load_recorded(
     return load_images(data["name"], options, device, binarize or data.get("binarize"), **recorded)
 
 
-def load_run(args: argparse.Namespace) -> tuple[Autoencoder, ImageData]:
-    """The model of a run, and its data: those it was trained on, or those of --data."""
+def load_run(args: argparse.Namespace, prior: str | None = None) -> tuple[Autoencoder, ImageData]:
+    """The model of a run, or with one of its priors, and its data: those it was trained on, or of --data."""
     from vaezoo.checkpoint import load, read_header, weights_file
     from vaezoo.trainer import check_shape, resolve_device
 
@@ -92,7 +92,7 @@ def load_run(args: argparse.Namespace) -> tuple[Autoencoder, ImageData]:
     data_options = below(options, "data")
     if options:
         raise VaezooError(f"'{next(iter(options))}' is not an option here: only data.key=value are")
-    model = load(args.run, resolve_device(args.device))
+    model = load(args.run, resolve_device(args.device), prior=prior)
     if args.data is not None:
         data = load_images(args.data, data_options, args.device, args.binarize)
     else:
@@ -100,6 +100,13 @@ def load_run(args: argparse.Namespace) -> tuple[Autoencoder, ImageData]:
         data = load_recorded(args.run, header, data_options, args.device, args.binarize)
     check_shape(model, data)
     return model, data
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Where reports and pictures go: the run's folder, or that of the prior which --prior names."""
+    from vaezoo.checkpoint import prior_folder, weights_file
+
+    return prior_folder(args.run, args.prior) if args.prior else weights_file(args.run).parent
 
 
 # --- Commands -------------------------------------------------------------------------------------------
@@ -124,9 +131,10 @@ def command_info(args: argparse.Namespace) -> None:
     from vaezoo.registry import MODELS, describe
 
     if args.name not in MODELS.names() and (Path(args.name).exists() or len(Path(args.name).parts) > 1):
-        from vaezoo.checkpoint import read_header, weights_file
+        from vaezoo.checkpoint import describe_priors, read_header, weights_file
 
-        print(json.dumps(read_header(weights_file(args.name)), indent=1))
+        header = read_header(weights_file(args.name))
+        print(json.dumps({**header, "priors": describe_priors(args.name)}, indent=1))
         return
     about = describe(args.name)
     print(f"{about['name']}: {about['summary']}\n\n{about['details']}\n\nPaper: {about['paper']}")
@@ -228,14 +236,17 @@ def command_fit_prior(args: argparse.Namespace) -> None:
     split_options(options, *kinds)
     options |= training_flags(args)
     fit_prior(model, data, args.prior, out=args.run, resume=args.resume, device=args.device, **options)
-    print(f"{type(model.prior).__name__} fitted; the model with its prior is in {args.run}")
+    print(
+        f"{type(model.prior).__name__} fitted; the model with its prior is in {args.run}. When another is "
+        f"fitted, it is still there as --prior {name}"
+    )
 
 
 def command_evaluate(args: argparse.Namespace) -> None:
     from vaezoo.evaluation import evaluate
     from vaezoo.plots import captioned, save_pictures
 
-    model, data = load_run(args)
+    model, data = load_run(args, args.prior)
     report = evaluate(
         model,
         data,
@@ -249,7 +260,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )
-    folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+    folder = output_folder(args)
     report.save_pages(folder, captioned(save_pictures(model, data, folder, args.split, args.seed)))
     print(report.table())
     print(f"\nReport and pictures: {folder}/report.html")
@@ -261,8 +272,7 @@ def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[a
     def command(args: argparse.Namespace) -> None:
         from vaezoo.plots import save_grid
 
-        folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        print(save_grid(draw(args), args.out or folder / f"{name}.png"))
+        print(save_grid(draw(args), args.out or output_folder(args) / f"{name}.png"))
 
     return command
 
@@ -272,7 +282,11 @@ def draw_samples(args: argparse.Namespace) -> Any:
     from vaezoo.plots import samples
     from vaezoo.trainer import resolve_device
 
-    return samples(load(args.run, resolve_device(args.device)), args.n, args.seed)
+    given = {name: getattr(args, name) for name in ("labels", "temperature", "guidance", "top_k", "top_p")}
+    options = {name: value for name, value in given.items() if value is not None}
+    return samples(
+        load(args.run, resolve_device(args.device), prior=args.prior), args.n, args.seed, **options
+    )
 
 
 def draw_traversals(args: argparse.Namespace) -> Any:
@@ -402,6 +416,11 @@ def make_parser() -> Parser:
         command.add_argument("--lr", type=float, help="learning rate")
         command.add_argument("--seed", type=at_least(0), help="seed of the data's order and of all noise")
 
+    def add_prior(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--prior", metavar="NAME", help="one of the run's priors; default: the one that was fitted last"
+        )
+
     command = add("list", command_list, "List the models, plug-ins included.")
     command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
 
@@ -449,13 +468,29 @@ def make_parser() -> Parser:
         help="counts of the disentanglement metrics",
     )
     command.add_argument("--seed", type=at_least(0), default=0)
+    add_prior(command)
     add_data(command)
 
     command = add("sample", picture("samples", draw_samples), "Draw samples from a model's own prior.")
     command.add_argument("run", help="run folder or .safetensors file")
     command.add_argument("-n", type=at_least(1), default=100, help="number of images")
+    command.add_argument(
+        "--label",
+        dest="labels",
+        type=at_least(0),
+        help="class of the images, for a prior fitted with classes",
+    )
+    command.add_argument(
+        "--temperature", type=float, help="below 1: more typical and less diverse (default: 1)"
+    )
+    command.add_argument("--guidance", type=float, help="how strongly a prior over codes follows the class")
+    command.add_argument(
+        "--top-k", type=at_least(1), help="of codes: draw from the k most probable ones only"
+    )
+    command.add_argument("--top-p", type=float, help="of codes: draw from the likeliest of this mass only")
     command.add_argument("--seed", type=at_least(0), default=0)
     command.add_argument("--out", help="PNG to write (default: RUN/samples.png)")
+    add_prior(command)
     add_device(command)
 
     for name, draw, text in (
@@ -467,6 +502,7 @@ def make_parser() -> Parser:
         ("interpolate", picture("interpolations", draw_interpolations), "Walk between pairs of test images."),
     ):
         command = add(name, draw, text)
+        command.set_defaults(prior=None)  # neither depends on it
         command.add_argument("run", help="run folder or .safetensors file")
         command.add_argument("options", nargs="*", help="data.key=value options of the data")
         command.add_argument("--rows", type=at_least(1), default=10, help="rows of the grid")

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from vaezoo.checkpoint import WEIGHTS, load, read_header, write_text
+from vaezoo.checkpoint import (
+    PRIORS_FOLDER,
+    REPORT,
+    WEIGHTS,
+    load,
+    prior_folder,
+    run_header,
+    write_text,
+)
 from vaezoo.config import split_options
 from vaezoo.data import ImageData, load_data
 from vaezoo.errors import CheckpointError, VaezooError, unknown
@@ -25,7 +33,6 @@ from vaezoo.random import derive, seeded
 from vaezoo.registry import MODELS, create
 from vaezoo.trainer import STATE, TrainConfig, fit_prior, resolve_device, train
 
-REPORT = "report.json"
 PLAN = "compare.json"
 
 #: Options of `evaluate` that a comparison sets itself.
@@ -99,10 +106,11 @@ def compare_runs(
     """Compare runs that are trained and evaluated.
 
     Runs that differ in nothing but their seed are seeds of one model. Models of one name are told apart by
-    the options in which they differ.
+    the options in which they differ, or by their priors.
 
     Args:
-        runs: folders with model.safetensors and report.json, as `train` and `vaezoo evaluate` write them.
+        runs: folders with model.safetensors and report.json, as `train` and `vaezoo evaluate` write them; or
+            RUN/priors/NAME, for a model with one of its priors, as `vaezoo evaluate --prior` writes them.
         out: where to write report.md, report.html, comparison.json and report.json; None: nowhere.
         baseline: as in `compare`, by a name of what is returned.
 
@@ -110,8 +118,8 @@ def compare_runs(
         The reports by name, one for each run.
 
     Raises:
-        VaezooError: a run that is not evaluated, two of the same model and seed, or reports of different
-            images, splits or counts.
+        VaezooError: a run that is not evaluated, or with another prior, two of the same model and seed, or
+            reports of different images, splits or counts.
     """
     folders = _named([Path(run) for run in runs])
     reports = {name: [Report.load(folder / REPORT) for folder in group] for name, group in folders.items()}
@@ -171,9 +179,7 @@ def _named(runs: Sequence[Path]) -> dict[str, list[Path]]:
     facts: dict[str, tuple[str, dict[str, Any]]] = {}
     seen: dict[tuple[str, Any], Path] = {}
     for run in runs:
-        header = read_header(run / WEIGHTS)
-        if not (run / REPORT).exists():
-            raise VaezooError(f"{run} is not evaluated yet: vaezoo evaluate {run}")
+        header = _header(run)
         settings = _settings(header)
         seed = settings.pop("seed", None)
         key = json.dumps([header["model"], settings], sort_keys=True)
@@ -185,9 +191,39 @@ def _named(runs: Sequence[Path]) -> dict[str, list[Path]]:
     named = {}
     for key, (model, settings) in facts.items():
         others = [given for name, given in facts.values() if name == model and given is not settings]
-        telling = {k: v for k, v in settings.items() if any(other.get(k) != v for other in others)}
+        telling = {k: v for k, v in settings.items() if any(_tells(k, settings, other) for other in others)}
         named[" ".join([model, *(f"{k}={_short(v)}" for k, v in telling.items())])] = groups[key]
     return named
+
+
+def _header(run: Path) -> dict[str, Any]:
+    """The header of an evaluated run, or of a model with one of its priors, RUN/priors/NAME."""
+    of_prior = run.parent.name == PRIORS_FOLDER and not (run / WEIGHTS).exists()
+    whole, prior = (run.parent.parent, run.name) if of_prior else (run, None)
+    header = run_header(whole, prior)[0]
+    evaluate_it = f"vaezoo evaluate {whole}" + (f" --prior {prior}" if prior else "")
+    if not (run / REPORT).exists():
+        raise VaezooError(f"{run} is not evaluated yet: {evaluate_it}")
+    measured = Report.load(run / REPORT).header.get("model", {})
+    if "prior" in measured and not _same_prior(measured["prior"], header["prior"]):
+        raise VaezooError(
+            f"{run / REPORT} was measured with another prior than the run has now: {evaluate_it}"
+        )
+    return header
+
+
+def _same_prior(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
+    """The same name and options, as far as both know them: another version may know more."""
+    if a is None or b is None:
+        return a is b
+    return a["name"] == b["name"] and all(b["config"].get(k, v) == v for k, v in a["config"].items())
+
+
+def _tells(option: str, settings: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """An option sets a run apart from another; those of a prior only among runs with that prior."""
+    if option.startswith("prior_") and settings["prior"] != other["prior"]:
+        return False
+    return bool(settings[option] != other.get(option))
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,7 +343,8 @@ def _one(
     train(model, data, out=folder, resume=(folder / STATE).exists(), **run, **plan["train"])
     if model.default_prior is not None:
         prior_options = {"seed": seed, **plan["prior"]}
-        fit_prior(model, data, out=folder, resume=(folder / "prior" / STATE).exists(), **run, **prior_options)
+        state = prior_folder(folder, model.default_prior) / STATE
+        fit_prior(model, data, out=folder, resume=state.exists(), **run, **prior_options)
     report = evaluate(model, data, seed=seed, **evaluation)
     pictures = save_pictures(model, data, folder, report.header["split"], seed)
     report.save_pages(folder, captioned(pictures))  # report.json last, because it says that all is done

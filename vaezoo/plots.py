@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -83,10 +83,10 @@ def reconstructions(model: Autoencoder, x: Tensor, columns: int = 10, errors: bo
     return grid(torch.cat([image for group in rows for image in group]), columns)
 
 
-def samples(model: Autoencoder, n: int = 100, seed: int = 0, columns: int = 10) -> Tensor:
-    """n samples from the model's own prior."""
+def samples(model: Autoencoder, n: int = 100, seed: int = 0, columns: int = 10, **options: Any) -> Tensor:
+    """n samples from the model's own prior; `options` are those of `model.sample`."""
     device = next(model.parameters()).device
-    return grid(model.sample(n, generator=generator(seed, device)), columns)
+    return grid(model.sample(n, generator=generator(seed, device), **options), columns)
 
 
 def interpolations(model: Autoencoder, x: Tensor, steps: int = 11, spherical: bool = False) -> Tensor:

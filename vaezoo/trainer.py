@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import signal
@@ -19,22 +18,25 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vaezoo.autoencoder import Autoencoder, Latent, map_latent
+from vaezoo.autoencoder import Autoencoder
 from vaezoo.checkpoint import (
+    REPORT,
     SCHEMA,
     WEIGHTS,
     model_header,
+    prior_folder,
     read_header,
     read_tensors,
     save,
+    save_prior,
     write_tensors,
     write_text,
 )
 from vaezoo.config import BaseConfig, split_options
-from vaezoo.data import ImageData, Loader, Split, load_data
-from vaezoo.distributions import code_type
+from vaezoo.data import ImageData, Loader, load_data
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
+from vaezoo.latents import Latents, encode_data, labels_for
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, reseed, seeded
@@ -220,15 +222,18 @@ def fit_prior(
         model: a trained model.
         data: as in `train`.
         prior: name of the prior; by default the model's `default_prior`, else "gaussian_mixture".
-        out: the model's run folder, in which the weights are written anew with their prior, and the state of
-            the prior's own training under prior/, in place of an earlier one.
+        out: the model's run folder, in which the weights are written anew with their prior. The prior is also
+            kept alone, as priors/NAME.safetensors, for `vaezoo.load(out, prior=NAME)`, with the log and state
+            of its training under priors/NAME/, in place of an earlier one of the same name; so is a prior
+            that the model has of its own. Codes are kept, too, for the next prior.
         resume: go on with the prior's training in `out`.
         device: as in `train`.
         progress: as in `train`.
         **options: fields of the prior's config and of `TrainConfig`.
 
     Raises:
-        VaezooError: an unknown prior or option, or a prior that does not go with the model's latents.
+        VaezooError: an unknown prior or option, a prior that does not go with the model's latents, or one
+            with classes where the data have no labels, or others.
     """
     device = resolve_device(device)
     images = load_data(data, device=device)
@@ -245,22 +250,23 @@ def fit_prior(
     config = TrainConfig.parse({**recipe(prior_class, images.name), **of_fit}, f"fit-prior {prior_name}")
     with seeded(derive(config.seed, "prior"), device):
         module = prior_class(prior_config, model.latent).to(device)
-    header = {"data": images.header(), "prior_train": config.model_dump(mode="json")}
-    train_latents = encode_all(model, images.train, config)
+    labels = labels_for(module, prior_name, images)
+    info = {"data": images.header(), "prior_train": config.model_dump(mode="json")}
+    encoded = encode_data(model, images, config.seed, config.workers, out)
+    latents = {split: Latents(z, labels[split]) for split, z in encoded.items()}
+    folder = _open_folder(prior_folder(out, prior_name) if out is not None else None, resume, replace=True)
 
     if not any(True for _ in module.parameters()):
-        assert isinstance(train_latents, Tensor)
-        module.fit(train_latents, config.seed)
-        run = Run(module)
+        assert isinstance(encoded["train"], Tensor)
+        module.fit(encoded["train"], config.seed)
+        run = Run(module, folder=folder)
     else:
-        validation_latents = encode_all(model, images.validation, config)
-        folder = _open_folder(Path(out) / "prior" if out is not None else None, resume, replace=True)
         run = fit(
             module,
-            Loader(_Latents(train_latents), config.batch_size, seed=config.seed),
-            Loader(_Latents(validation_latents), config.batch_size, shuffle=False, drop_last=False),
+            Loader(latents["train"], config.batch_size, seed=config.seed),
+            Loader(latents["validation"], config.batch_size, shuffle=False, drop_last=False),
             config,
-            start=lambda: module.initialize(train_latents),
+            start=lambda: module.initialize(encoded["train"]),
             folder=folder,
             resume=resume,
             title=prior_name,
@@ -268,15 +274,20 @@ def fit_prior(
             identity={
                 "prior": prior_name,
                 "config": prior_config.model_dump(mode="json"),
-                "latents": _fingerprint(train_latents),
+                **latents["train"].fingerprint(),
             },
-            how_to_resume=f"fit_prior(..., resume=True), or `vaezoo fit-prior {out} --resume`",
+            how_to_resume=(
+                f"fit_prior(..., resume=True), or `vaezoo fit-prior {out} --prior {prior_name} --resume`"
+            ),
         )
+    if out is not None and model.prior is not None and not model.prior.fitted:
+        save_prior(model, out)  # the model's own one, which the weights' file will not hold any longer
     module.fitted = True
     model.prior = module.eval()
     if out is not None:
         previous = read_header(Path(out) / WEIGHTS)["info"] if (Path(out) / WEIGHTS).exists() else {}
-        save(model, out, {**previous, **header})
+        save_prior(model, out, info)
+        save(model, out, {**previous, **info})
     return run
 
 
@@ -319,7 +330,7 @@ def fit(
     step_tensor = torch.zeros((), device=device)
     autocast = _autocast(device, config.bf16)
 
-    def objective(batch: Latent, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
+    def objective(batch: Any, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
         with autocast:
             losses = module.losses(batch, Progress(step, total_steps, len(loader.split)))
         total = torch.stack([loss.total for loss in losses.values()]).sum()
@@ -725,7 +736,7 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
         )
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for name in (STATE, METRICS):
+        for name in (STATE, METRICS, *([REPORT] if replace else [])):  # a report is of what is replaced
             (folder / name).unlink(missing_ok=True)
     return folder
 
@@ -766,42 +777,3 @@ def check_shape(model: Autoencoder, data: ImageData) -> None:
             f"{type(model).__name__} is made for images of shape {tuple(model.config.image_shape)}, but "
             f"{data.name} has {tuple(data.image_shape)}; create it with image_shape={tuple(data.image_shape)}"
         )
-
-
-def encode_all(model: Autoencoder, split: Split, config: TrainConfig) -> Latent:
-    """The latents of a whole split (`Autoencoder.latents`), codes in the smallest integer type: [N, ...]."""
-    loader = Loader(split, min(512, len(split)), shuffle=False, drop_last=False, workers=config.workers)
-    device = next(model.parameters()).device
-    codes = model.latent.codes
-
-    def compact(level: Tensor) -> Tensor:
-        return level if codes is None else level.to(code_type(codes))
-
-    with evaluation_mode(model), seeded(derive(config.seed, "latents"), device):
-        batches = [map_latent(compact, model.latents(batch)) for batch in loader.epoch(0)]
-    return map_latent(lambda *parts: torch.cat(parts), *batches)
-
-
-def _fingerprint(latents: Latent) -> str:
-    """Sixteen hex digits that identify latents."""
-    digest = hashlib.sha256()
-    for level in latents if isinstance(latents, tuple) else (latents,):
-        digest.update(level.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-class _Latents:
-    """Latents on the device in the form that a `Loader` takes."""
-
-    resident = True
-
-    def __init__(self, latents: Latent) -> None:
-        self.latents = latents
-        self.first = latents[0] if isinstance(latents, tuple) else latents
-        self.device = self.first.device
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def batch(self, indices: Tensor) -> Any:
-        return map_latent(lambda level: level[indices], self.latents)

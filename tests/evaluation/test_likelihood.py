@@ -264,9 +264,108 @@ def test_code_length_is_what_an_ideal_code_needs() -> None:
     assert "k_curve" not in results
 
 
+def tiny(likelihood: str, codes: int = 4) -> tuple[Autoencoder, torch.Tensor]:
+    """A VQ-VAE of 2x2 codes on images of 4x4, and grey or binary images for it."""
+    torch.manual_seed(1)
+    options = {
+        "channels": 4,
+        "residual_channels": 2,
+        "code_dim": 3,
+        "downsample": 2,
+        "likelihood": likelihood,
+    }
+    model = vaezoo.create("vq_vae", image_shape=(1, 4, 4), codes=codes, **options).eval()
+    for parameter in model.parameters():  # away from the start, where all codes decode to about the same
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randint(256, (400, 1, 4, 4), generator=seed(0)).float() / 255
+    x = (x > 0.5).float() if likelihood == "bernoulli" else x
+    with torch.no_grad():
+        model.initialize(x)
+    return model, x
+
+
+def test_two_part_code_of_a_discretised_likelihood_by_hand() -> None:
+    """Nearest codes, then every pixel's probability among all 256 levels, written out in float64; the codes
+    cost what a prior of known frequencies says, or log2 4 each."""
+    model, x = tiny("logistic_mixture")
+    x = x[:40]
+    probabilities = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    model.prior = Frequencies(probabilities.tolist(), model.latent)
+    results = measure_likelihood(model, observed(model, x), iter([x]), 5, seed(0))
+    with torch.no_grad():
+        vectors = model.codebook(0).vectors
+        features = model.encoder(x).permute(0, 2, 3, 1)
+        nearest = (features.unsqueeze(-2) - vectors).square().sum(-1).argmin(-1)
+        parameters = model.decoder(vectors[nearest].permute(0, 3, 1, 2)).double()
+    assert len(nearest.unique()) == 4
+    logits, loc, log_scale = parameters.view(40, 3, 5, 4, 4).unbind(1)
+    loc = loc + torch.linspace(0, 1, 7, dtype=torch.float64)[1:-1].view(5, 1, 1)
+    edges = (torch.arange(255).double() + 0.5) / 255
+    below = torch.sigmoid((edges - loc.unsqueeze(-1)) / (log_scale - 2).clamp(-7, 7).exp().unsqueeze(-1))
+    below = (logits.softmax(1).unsqueeze(-1) * below).sum(1)  # P(level <= k), of each pixel [40, 4, 4, 255]
+    levels = torch.diff(
+        below, prepend=torch.zeros(40, 4, 4, 1).double(), append=torch.ones(40, 4, 4, 1).double()
+    )
+    torch.testing.assert_close(levels.sum(-1), torch.ones(40, 4, 4).double())
+    pixel = levels.gather(-1, (255 * x).round().long().view(40, 4, 4, 1)).squeeze(-1)
+    pixels = -pixel.log2().flatten(1).sum(1)
+    codes = -probabilities.double()[nearest].log2().flatten(1).sum(1)
+    for name, bits in (("bits_per_dim", (pixels + codes) / 16), ("bits_per_dim_uniform", (pixels + 8) / 16)):
+        found = value(results, name)
+        assert found.value == pytest.approx(bits.mean().item(), abs=1e-5)
+        assert found.se == pytest.approx(bits.std().item() / math.sqrt(40), rel=1e-4)
+    assert "with 8 bits for the codes of each image" in value(results, "bits_per_dim_uniform").note
+
+
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian", "gaussian_pixelwise", "bernoulli"])
+def test_what_the_prior_saves_is_the_difference_to_uniform_codes_of_the_same_images(likelihood: str) -> None:
+    """For a density these are the dequantised images, whose codes are others."""
+    model, x = tiny(likelihood)
+    probabilities = [0.5, 0.25, 0.125, 0.125]
+    model.prior = Frequencies(probabilities, model.latent)
+    results = measure_likelihood(model, observed(model, x), iter(x.split(150)), 5, seed(0))
+    noise, lengths, differ = seed(0), [], False
+    for part in x.split(150):
+        measured = dequantize(part, noise) if likelihood.startswith("gaussian") else part
+        with torch.no_grad():
+            codes, plain = model.latents(measured), model.latents(part)
+        differ |= not torch.equal(codes, plain)
+        lengths.append(torch.tensor([1.0, 2, 3, 3])[codes].flatten(1).sum(1))
+    assert differ == likelihood.startswith("gaussian"), "or the test shows little"
+    saved = (4 * 2 - torch.cat(lengths).mean().item()) / 16
+    assert abs(saved) > 1e-3
+    found = value(results, "bits_per_dim_uniform").value - value(results, "bits_per_dim").value
+    assert found == pytest.approx(saved, abs=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian", "bernoulli"])
+def test_a_prior_that_knows_nothing_saves_nothing(likelihood: str) -> None:
+    """Logits that are all zero: p(codes) is uniform."""
+    from vaezoo.priors import PRIORS
+
+    model, x = tiny(likelihood, codes=5)
+    prior = PRIORS.get("transformer")
+    model.prior = prior(prior.Config(width=8, depth=1, heads=1), model.latent).eval()
+    for parameter in model.prior.parameters():
+        torch.nn.init.zeros_(parameter)
+    results = measure_likelihood(model, observed(model, x), iter([x]), 5, seed(0))
+    bits, uniform = value(results, "bits_per_dim"), value(results, "bits_per_dim_uniform")
+    assert uniform.value == pytest.approx(bits.value, abs=1e-6)
+    assert uniform.n == bits.n
+
+
+def test_uniform_codes_have_no_bits_where_the_image_has_none() -> None:
+    model, x = tiny("bernoulli")
+    model.prior = Frequencies([0.25] * 4, model.latent)
+    x = x * 0.5
+    results = measure_likelihood(model, observed(model, x), iter([x]), 1, seed(0))
+    assert isinstance(results["bits_per_dim"], Skipped)
+    assert results["bits_per_dim_uniform"] == results["bits_per_dim"]
+
+
 def test_real_latents_have_no_code_length(linear: Linear) -> None:
     results = measured(linear, 1)
-    for name in ("code_length", "bits_per_code", "code_saving"):
+    for name in ("code_length", "bits_per_code", "code_saving", "bits_per_dim_uniform"):
         assert results[name] == Skipped("the latents are real numbers, not codes")
 
 

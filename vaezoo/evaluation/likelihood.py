@@ -22,6 +22,7 @@ CROSS_ENTROPY = "cross-entropy on grey levels, which is not normalised over them
 ONE_SAMPLE = "q(z|x) is a point mass over codes: one sample is exact"
 NO_CODES = "the latents are real numbers, not codes"
 
+BITS = ("bits_per_dim", "bits_per_dim_uniform")
 CODE_METRICS = ("code_length", "bits_per_code", "code_saving")
 
 
@@ -86,7 +87,7 @@ def measure_likelihood(
         generator: draws z and the dequantisation noise.
     """
     columns = observed.per_image
-    names = ("rate", "elbo", "log_likelihood", "effective_samples", "bits_per_dim", *CODE_METRICS)
+    names = ("rate", "elbo", "log_likelihood", "effective_samples", *BITS, *CODE_METRICS)
     distortion = average(columns["distortion"], "nats per image", "lower", "-log p(x|z) at z ~ q(z|x)")
     try:
         model.require_prior()
@@ -103,15 +104,23 @@ def measure_likelihood(
     }
 
     dense = observed.measure == "density" and observed.eight_bit
+    no_bits = f"the log-likelihood is a {CROSS_ENTROPY}" if note else ""
+    if observed.measure == "density" and not dense:
+        no_bits = "a density gives probabilities of 8-bit levels, and some pixels are none"
+    coded = observed.codes is not None and observed.deterministic and not no_bits
     sizes = curve_sizes(1 if observed.deterministic else samples)
-    curves, effective, spread = [], [], []
+    curves, effective, spread, rates = [], [], [], []
     with evaluation_mode(model):
         for x in images:
             log_weights = model.log_weights(x, samples, generator).double()
             curves.append(bound_curve(log_weights, sizes))
             effective.append(effective_samples(log_weights))
             if dense:
-                spread.append(model.log_prob(dequantize(x, generator), samples, generator))
+                x = dequantize(x, generator)
+                spread.append(model.log_prob(x, samples, generator))
+            if coded:
+                q = model.encode(x)  # of the very images whose bits are measured
+                rates.append(model.rate(q, q.draw()))
     curve = torch.cat(curves, 1)
     bound = curve[-1]
     how = f"importance-weighted bound, k={samples}"
@@ -126,17 +135,25 @@ def measure_likelihood(
         results["effective_samples"] = _effective(torch.cat(effective), samples)
 
     dims = math.prod(observed.shape)
-    if note:
-        results["bits_per_dim"] = Skipped(f"the log-likelihood is a {CROSS_ENTROPY}")
-    elif observed.measure == "density" and not dense:
-        results["bits_per_dim"] = Skipped(
-            "a density gives probabilities of 8-bit levels, and some pixels are none"
-        )
-    else:
+    results |= dict.fromkeys(BITS, Skipped(no_bits))
+    if observed.codes is None:
+        results["bits_per_dim_uniform"] = Skipped(NO_CODES)
+    if not no_bits:
         bits = bits_per_dimension(torch.cat(spread), dims) + 8 if dense else bits_per_dimension(bound, dims)
         noise = "; uniform dequantisation (255x + u)/256, +8 bits" if dense else ""
         results["bits_per_dim"] = average(bits, "bits", "lower", f"{how}{noise}")
+    if coded:
+        uniform = _uniform_bits(observed)
+        bits = bits + (uniform - torch.cat(rates).double() / math.log(2)) / dims
+        note = f"bits_per_dim with {uniform:.5g} bits for the codes of each image"
+        results["bits_per_dim_uniform"] = average(bits, "bits", "lower", note)
     return results | _code_length(observed)
+
+
+def _uniform_bits(observed: Observed) -> float:
+    """Of the codes of an image, log2 K for each; 0 where the latents are no codes."""
+    positions = sum(level.shape[1] for level in observed.codes or ())
+    return positions * math.log2(observed.codebook or 1)
 
 
 def _k_curve(curve: Tensor, sizes: list[int], note: str) -> Detail:
@@ -166,7 +183,7 @@ def _code_length(observed: Observed) -> Results:
     if observed.codes is None or observed.codebook is None:
         return dict.fromkeys(CODE_METRICS, Skipped(NO_CODES))
     positions = sum(level.shape[1] for level in observed.codes)
-    uniform = positions * math.log2(observed.codebook)
+    uniform = _uniform_bits(observed)
     bits = observed.per_image["rate"].double() / math.log(2)
     note = f"{positions} positions of {observed.codebook} codes, {uniform:.5g} bits without a prior"
     return {

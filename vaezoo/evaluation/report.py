@@ -217,9 +217,11 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The model, the data and the split."""
+        """The model, the data, the split and the prior."""
         model, data = self.header.get("model", {}), self.header.get("data", {})
-        return f"{model.get('name', 'model')} on {data.get('name', 'data')} ({self.header.get('split', '')})"
+        prior = f", prior {model['prior']['name']}" if model.get("prior") else ""
+        split = self.header.get("split", "")
+        return f"{model.get('name', 'model')} on {data.get('name', 'data')} ({split}){prior}"
 
     def to_markdown(self) -> str:
         """A title, the metrics, and what was skipped."""
