@@ -28,9 +28,10 @@ from vaezoo.trainer import STATE
 RESULTS = Path(__file__).parent / "results" / "priors.json"
 DATA = ("fashion_mnist", "mnist")
 
-#: Options of the priors of each model; "own" is the one that the model has from the start.
+#: Options of the priors of each model; "own" is the one that the model has from the start, "gaussian" a mixture
+#: of one, what a sampler of an autoencoder is without a mixture (Ghosh et al. 2020).
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
-    "ae": {"gaussian_mixture": {}},
+    "ae": {"gaussian": {"components": 1}, "gaussian_mixture": {}},
     "vae": {"own": {}, "gaussian_mixture": {}, "flow": {}, "two_stage": {}},
     "vq_vae": {
         "transformer": {"width": 64, "epochs": 8},
@@ -130,9 +131,16 @@ def fit(folder: Path, model_folder: Path, data: Any, prior: str, options: dict[s
     if not folder.exists():
         folder.mkdir(parents=True)
         shutil.copy(model_folder / "model.safetensors", folder)
-    resume = any(folder.rglob(STATE))
+    name = "gaussian_mixture" if prior == "gaussian" else prior
     vaezoo.fit_prior(
-        vaezoo.load(model_folder), data, prior, out=folder, resume=resume, seed=seed, progress=True, **options
+        vaezoo.load(model_folder),
+        data,
+        name,
+        out=folder,
+        resume=any(folder.rglob(STATE)),
+        seed=seed,
+        progress=True,
+        **options,
     )
 
 
