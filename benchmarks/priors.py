@@ -28,8 +28,8 @@ from vaezoo.trainer import STATE
 RESULTS = Path(__file__).parent / "results" / "priors.json"
 DATA = ("fashion_mnist", "mnist")
 
-#: Options of the priors of each model; "own" is the one that the model has from the start, "gaussian" a mixture
-#: of one, what a sampler of an autoencoder is without a mixture (Ghosh et al. 2020).
+#: Options of the priors of each model; "own" is the one that the model has from the start, "gaussian" a
+#: mixture of one, the simplest that Ghosh et al. 2020 fit to an autoencoder.
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
     "ae": {"gaussian": {"components": 1}, "gaussian_mixture": {}},
     "vae": {"own": {}, "gaussian_mixture": {}, "flow": {}, "two_stage": {}},
