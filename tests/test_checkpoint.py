@@ -400,7 +400,7 @@ MIXTURE = {"name": "gaussian_mixture", "config": {"components": 2}, "fitted": Tr
         ({"prior": {**MIXTURE, "config": 7}}, "cannot be loaded"),
         ({"prior": {**MIXTURE, "fitted": False}}, "does not have the prior 'gaussian_mixture'"),
         ({"prior": {"name": "gaussian_mixture"}}, "'config'"),
-        ({"prior": {"name": "transformer", "config": {}}}, "TransformerPrior is a prior over code grids"),
+        ({"prior": {"name": "transformer", "config": {}}}, "is a prior over code grids"),
         ({"prior": None}, "damaged header"),
         ({"prior": "flow"}, "damaged header"),
         ({"info": []}, "damaged header"),

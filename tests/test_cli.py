@@ -405,6 +405,20 @@ def test_priors_of_one_model(images, tmp_path, capsys):
     assert said["standard_normal"] == "ready"
 
 
+def test_a_prior_with_classes(tmp_path, capsys):
+    out = tmp_path / "run"
+    codes = ["codes=8", "code_dim=4", "channels=4", "residual_channels=2", "--epochs", 1]
+    assert run("train", "vq_vae", *codes, "--data", "digits", "--out", out) == 0
+    fit = ["fit-prior", out, "--prior", "pixelcnn", "width=8", "layers=1", "epochs=1"]
+    assert "labels are 0 to 8, but those of digits go from 0 to 9" in refused(capsys, *fit, "classes=9")
+    assert run(*fit, "classes=10") == 0
+    header = read_header(out / "priors" / "pixelcnn.safetensors")
+    assert header["prior"]["config"]["classes"] == 10
+    assert header["info"]["prior_train"]["epochs"] == 1
+    assert run("sample", out, "-n", 2, "--label", 3, "--guidance", 2, "--top-k", 4, "--top-p", 0.9) == 0
+    assert "label 10 is not one of the 10 classes" in refused(capsys, "sample", out, "--label", 10)
+
+
 def test_sampling_flags_reach_the_prior(ae, monkeypatch, capsys, tmp_path):
     import torch
 

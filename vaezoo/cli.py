@@ -483,7 +483,9 @@ def make_parser() -> Parser:
     command.add_argument(
         "--temperature", type=float, help="below 1: more typical and less diverse (default: 1)"
     )
-    command.add_argument("--guidance", type=float, help="how strongly a prior over codes follows the class")
+    command.add_argument(
+        "--guidance", type=float, help="above 1: more typical of the class, twice as slow (default: 1)"
+    )
     command.add_argument(
         "--top-k", type=at_least(1), help="of codes: draw from the k most probable ones only"
     )
