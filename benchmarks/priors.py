@@ -4,7 +4,7 @@
     python benchmarks/priors.py --out runs/priors --data mnist          one of the data sets
     python benchmarks/priors.py --out runs/priors --only vq_vae/transformer   one of the cells
 
-Every model and every prior is trained in a folder of its own under --out; what is interrupted goes on, and
+Samples of each cell, not selected, go to docs/assets/priors. Every model and every prior is trained in a folder of its own under --out; what is interrupted goes on, and
 what is finished is not repeated. The result of a cell goes into the folder results at once, with the options
 that differ from the recipe to fit two cores."""
 
@@ -22,10 +22,13 @@ import torch
 
 import vaezoo
 from vaezoo.evaluation.report import Report
-from vaezoo.random import derive, seeded
+from vaezoo.plots import grid, samples, save_grid
+from vaezoo.random import derive, generator, seeded
 from vaezoo.trainer import STATE
 
 RESULTS = Path(__file__).parent / "results" / "priors.json"
+PICTURES = Path(__file__).parents[1] / "docs" / "assets" / "priors"
+COLUMNS = 16
 DATA = ("fashion_mnist", "mnist")
 
 #: Options of the priors of each model; "own" is the one that the model has from the start, "gaussian" a
@@ -75,6 +78,11 @@ def cell(out: Path, data: Any, model_name: str, prior: str, options: dict[str, A
             out / f"{model_name}-{prior}",
             lambda folder: fit(folder, model_folder, data, prior, options, seed),
         )
+    picture = PICTURES / f"{data.name}-{model_name}-{prior}.png"
+    if not picture.exists():
+        save_grid(samples(vaezoo.load(folder), 4 * COLUMNS, seed, COLUMNS), picture)
+    if prior == "transformer" and not (PICTURES / f"{data.name}-inpainting.png").exists():
+        save_grid(inpaintings(vaezoo.load(folder), data, seed), PICTURES / f"{data.name}-inpainting.png")
     report_file = out / f"{model_name}-{prior}.json"
     if report_file.exists():
         report = Report.load(report_file)
@@ -110,6 +118,22 @@ def cell(out: Path, data: Any, model_name: str, prior: str, options: dict[str, A
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     frechet = report[f"sampling/frechet_{data.name}"]
     print(f"{data.name} {model_name}/{prior}: frechet {frechet.value:.2f} ± {frechet.se or 0:.2f}")
+
+
+def inpaintings(model: Any, data: Any, seed: int) -> torch.Tensor:
+    """For a hole below and one in the middle: rows of test images, of what is left of them, of fillings."""
+    x = data.test.subset(COLUMNS, seed).batch(torch.arange(COLUMNS))
+    height, width = x.shape[2:]
+    rows = [x]
+    for top, left, bottom, right in (
+        (height // 2, 0, height, width),
+        (height // 4, width // 4, height - height // 4, width - width // 4),
+    ):
+        hole = torch.zeros(height, width, dtype=torch.bool)
+        hole[top:bottom, left:right] = True
+        filled = model.inpaint(x, hole, generator(derive(seed, "inpaint"), "cpu"), candidates=32)
+        rows += [torch.where(hole, 0.5, x), filled]
+    return grid(torch.cat(rows), COLUMNS)
 
 
 def finished(folder: Path, work: Any) -> Path:
