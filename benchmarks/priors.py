@@ -4,9 +4,9 @@
     python benchmarks/priors.py --out runs/priors --data mnist          one of the data sets
     python benchmarks/priors.py --out runs/priors --only vq_vae/transformer   one of the cells
 
-Samples of each cell, not selected, go to docs/assets/priors. Every model and every prior is trained in a folder of its own under --out; what is interrupted goes on, and
+Every model and every prior is trained in a folder of its own under --out; what is interrupted goes on, and
 what is finished is not repeated. The result of a cell goes into the folder results at once, with the options
-that differ from the recipe to fit two cores."""
+that differ from the recipe to fit two cores, and samples, not selected, to docs/assets/priors."""
 
 from __future__ import annotations
 
