@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from vaezoo.config import BaseConfig
-from vaezoo.networks.base import Network, Shape
+from vaezoo.networks.mlp import MLP
 
 
-class Gated(Network):
+class Gated(MLP):
     """Gated linear layers (Dauphin et al. 2017), then a linear one; the decoder mirrors the encoder.
 
     Weights start from N(0, 2 / inputs) (He et al. 2015), as in Tomczak & Welling 2018.
     """
 
-    class Config(BaseConfig):
+    class Config(MLP.Config):
         hidden: tuple[PositiveInt, ...] = Field(
             (300, 300), description="widths of the encoder's hidden layers, from the image on"
         )
 
     config: Config
 
-    def encoder(self, image_shape: Shape, out_features: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Flatten(), *_layers(math.prod(image_shape), *self.config.hidden, out_features)
-        )
-
-    def decoder(self, in_features: int, image_shape: Shape) -> nn.Module:
-        layers = _layers(in_features, *reversed(self.config.hidden), math.prod(image_shape))
-        return nn.Sequential(*layers, nn.Unflatten(1, image_shape))
+    def layers(self, *widths: int) -> list[nn.Module]:
+        *hidden, (last, outputs) = pairwise(widths)
+        return [*(GatedLinear(before, after) for before, after in hidden), he_linear(last, outputs)]
 
 
 class GatedLinear(nn.Module):
@@ -55,8 +48,3 @@ def he_linear(inputs: int, outputs: int) -> nn.Linear:
     linear = nn.Linear(inputs, outputs)
     nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
     return linear
-
-
-def _layers(*widths: int) -> list[nn.Module]:
-    *hidden, (last, outputs) = pairwise(widths)
-    return [*(GatedLinear(before, after) for before, after in hidden), he_linear(last, outputs)]

@@ -24,16 +24,16 @@ class MLP(Network):
 
     def encoder(self, image_shape: Shape, out_features: int) -> nn.Module:
         return nn.Sequential(
-            nn.Flatten(), *_layers(math.prod(image_shape), *self.config.hidden, out_features)
+            nn.Flatten(), *self.layers(math.prod(image_shape), *self.config.hidden, out_features)
         )
 
     def decoder(self, in_features: int, image_shape: Shape) -> nn.Module:
-        layers = _layers(in_features, *reversed(self.config.hidden), math.prod(image_shape))
+        layers = self.layers(in_features, *reversed(self.config.hidden), math.prod(image_shape))
         return nn.Sequential(*layers, nn.Unflatten(1, image_shape))
 
-
-def _layers(*widths: int) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return layers[:-1]
+    def layers(self, *widths: int) -> list[nn.Module]:
+        """Layers from each width to the next, the last one linear."""
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return layers[:-1]

@@ -32,6 +32,17 @@ class CodePrior(Prior):
     guidance needs (Ho & Salimans, Classifier-Free Diffusion Guidance, 2022).
     """
 
+    recipes = {
+        "*": {
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "lr_warmup_steps": 100,
+            "clip": 1.0,
+            "batch_size": 128,
+            "epochs": 10,
+        }
+    }
+
     class Config(BaseConfig):
         classes: int = Field(0, ge=0, description="classes of images that it can be conditioned on; 0: none")
         label_dropout: float = Field(

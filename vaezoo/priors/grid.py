@@ -42,17 +42,6 @@ class GridPrior(CodePrior):
     """A `CausalNetwork` for each level. What is known before a level is drawn, its position in the grid, the
     class and all coarser codes, enters every layer."""
 
-    recipes = {
-        "*": {
-            "lr": 1e-3,
-            "lr_schedule": "cosine",
-            "lr_warmup_steps": 100,
-            "clip": 1.0,
-            "batch_size": 128,
-            "epochs": 10,
-        }
-    }
-
     class Config(CodePrior.Config):
         width: int = Field(64, ge=1, description="channels")
         dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the layers, while training")

@@ -26,16 +26,6 @@ class TransformerPrior(CodePrior):
     """
 
     paper = "Esser, Rombach & Ommer, Taming Transformers for High-Resolution Image Synthesis, CVPR 2021"
-    recipes = {
-        "*": {
-            "lr": 1e-3,
-            "lr_schedule": "cosine",
-            "lr_warmup_steps": 100,
-            "clip": 1.0,
-            "batch_size": 128,
-            "epochs": 10,
-        }
-    }
 
     class Config(CodePrior.Config):
         width: int = Field(128, ge=8, description="features per position")
