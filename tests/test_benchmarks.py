@@ -79,6 +79,34 @@ def test_the_runs_on_fashion_mnist_had_the_published_model_and_training():
     assert result["data"]["binarize"] == "dynamic"
 
 
+def test_cached_sampling_is_ten_times_as_fast_as_naive_sampling():
+    result = json.loads((RESULTS / "sampling_speed.json").read_text())
+    assert result["grid"] == 16
+    assert set(result["priors"]) == {"transformer", "pixelcnn", "pixelsnail"}
+    for name, row in result["priors"].items():
+        assert row["ratio"] == pytest.approx(row["naive_seconds"] / row["cached_seconds"], rel=0.01)
+        assert row["ratio"] >= 10, name
+
+
+@pytest.mark.parametrize("data", ["fashion_mnist", "mnist"])
+def test_samples_from_better_priors_are_nearer_to_the_test_images(data):
+    """Frechet distances, by two standard errors: of the VQ-VAE with its best prior below those of the
+    VAE from N(0, I) and the AE from its mixture; of VAE and AE, below with a mixture (Ghosh et al. 2020)."""
+    cells = json.loads((RESULTS / "priors.json").read_text())[data]["cells"]
+    frechet = {name: cell["metrics"][f"frechet_{data}"] for name, cell in cells.items()}
+    assert all(metric["n"] == 10_000 for metric in frechet.values())
+    codes = {name: cell["validation_nll"] for name, cell in cells.items() if name.startswith("vq_vae")}
+    best = min(codes, key=codes.get)
+    for better, worse in [
+        (best, "vae/own"),
+        (best, "ae/gaussian_mixture"),
+        ("vae/gaussian_mixture", "vae/own"),
+        ("ae/gaussian_mixture", "ae/gaussian"),
+    ]:
+        a, b = frechet[better], frechet[worse]
+        assert b["value"] - a["value"] > 2 * (a["se"] ** 2 + b["se"] ** 2) ** 0.5, f"{better} and {worse}"
+
+
 def test_the_bound_with_5000_samples_takes_less_than_ten_minutes():
     result = json.loads((RESULTS / "likelihood_speed.json").read_text())
     assert (result["k"], result["n"]) == (5000, 10_000)
