@@ -82,7 +82,8 @@ class CodePrior(Prior):
         """Logits [B, K] at a position, long [1], of a level. Codes of later positions have no meaning yet.
 
         Shapes are the same at every position and nothing is read back, so that a step can be captured once
-        for a level: `prior.step = torch.compile(prior.step)`. This one computes all positions anew.
+        for a level: `prior.step = torch.compile(prior.step)`. To run it twice at a position, as a capture does
+        to warm up, changes nothing. This one computes all positions anew.
         """
         return self.logits(codes, cache)[level].index_select(1, position).squeeze(1)
 
