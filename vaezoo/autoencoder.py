@@ -211,7 +211,7 @@ class Autoencoder(nn.Module):
             if name not in takes:
                 raise VaezooError(unknown(f"option of sampling from {type(prior).__name__}", name, takes))
         images = []
-        for start in range(0, n, SAMPLED_IMAGES):
+        for start in range(0, max(n, 1), SAMPLED_IMAGES):  # once even for none, whose shape is [0, C, H, W]
             size = min(SAMPLED_IMAGES, n - start)
             if isinstance(labels, Tensor) and labels.ndim:
                 options["labels"] = labels[start : start + size]

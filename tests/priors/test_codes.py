@@ -139,6 +139,33 @@ def test_cached_logits_are_the_full_forward(name):
 
 
 @each_prior
+def test_cached_sampling_under_autocast(name):
+    """Caches in single precision take activations in half, and the logits stay those of the full forward."""
+    prior = PRIORS.get(name)
+    torch.manual_seed(0)
+    model = prior(prior.Config(**SMALL[name]), LatentShape(((2, 2), (3, 4)), 4)).eval()
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        step = model.step
+        model.step = lambda *given: seen.append(step(*given)) or seen[-1]
+        full = model.logits(
+            model.sample(3, torch.Generator().manual_seed(0)), model.check_labels(None, 3, "cpu")
+        )
+    torch.testing.assert_close(torch.stack(seen, 1).float(), torch.cat(full, 1).float(), rtol=0.05, atol=0.02)
+
+
+@each_prior
+def test_a_batch_of_none(name):
+    shapes = ((2, 2), (3, 4))
+    model = make(name, shapes, codes=4, classes=2)
+    z = model.sample(0, labels=1, guidance=2.0)
+    assert [level.shape for level in z] == [(0, *shape) for shape in shapes]
+    assert model.log_prob(z).shape == (0,)
+    known = tuple(torch.ones(1, *shape, dtype=torch.bool) for shape in shapes)
+    assert [level.shape for level in model.complete(z, known, candidates=2)] == [level.shape for level in z]
+
+
+@each_prior
 def test_a_step_compiles_into_one_graph(name):
     """The same compiled step at every position of a level, with nothing read back in between."""
     model = make(name, ((3, 3),), codes=4)
@@ -234,8 +261,16 @@ def test_guidance_temperature_and_truncation_are_what_they_say():
     threshold = (p[order[0]] + 0.5 * p[order[1]]).item()  # crossed by the second code, which stays
     kept[order[2]] = 0
     assert chi_squared(drawn(top_p=threshold), 6, kept / kept.sum()) < limit(1)
-    assert (drawn(top_p=1e-6) == order[0]).all()
+    for rounded in (1e-6, 1e-50):  # the second is 0 in single precision
+        assert (drawn(top_p=rounded) == order[0]).all()
     assert torch.equal(drawn(top_k=6), drawn())
+
+
+def test_no_more_than_k_codes_are_kept_where_some_are_equally_probable():
+    kept = _Sampling(1.0, 1.0, 2, 1.0).adjust(torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    assert (kept > -math.inf).sum(1).tolist() == [2, 2]
+    assert kept[0, 1] == 1
+    assert torch.isfinite(_Sampling(1.0, 1.0, None, 1e-50).adjust(torch.zeros(1, 4))).sum() == 1
 
 
 def test_draws_of_codes_take_what_rounding_leaves():

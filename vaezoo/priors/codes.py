@@ -82,8 +82,8 @@ class CodePrior(Prior):
         """Logits [B, K] at a position, long [1], of a level. Codes of later positions have no meaning yet.
 
         Shapes are the same at every position and nothing is read back, so that a step can be captured once
-        for a level: `prior.step = torch.compile(prior.step)`. To run it twice at a position, as a capture does
-        to warm up, changes nothing. This one computes all positions anew.
+        for a level: `prior.step = torch.compile(prior.step)`. To run it twice at a position, as before a
+        capture, changes nothing. This one computes all positions anew.
         """
         return self.logits(codes, cache)[level].index_select(1, position).squeeze(1)
 
@@ -99,8 +99,8 @@ class CodePrior(Prior):
         nll = [
             # One row for each position: over another axis it takes three times as long.
             F.cross_entropy(_single(logits).flatten(0, 1), level.flatten().long(), reduction="none")
-            .view(len(level), -1)
-            .sum(1)
+            .view_as(level)
+            .sum((1, 2))
             for logits, level in zip(levels, codes, strict=True)
         ]
         return -torch.stack(nll).sum(0)
@@ -223,7 +223,7 @@ class CodePrior(Prior):
         with tqdm(total=sum(lengths), desc="codes", unit="position", disable=not progress) as bar:
             for level, (height, width) in enumerate(self.latent.shapes):
                 cache = self.begin(level, codes, labels)
-                flat = codes[level].view(len(labels), -1)
+                flat = codes[level].view(len(labels), height * width)
                 positions = torch.arange(height * width, device=device)
                 for row in range(height):
                     self.begin_row(level, cache, codes, positions[row : row + 1])
@@ -281,13 +281,14 @@ class _Sampling:
             logits = torch.lerp(free, given, self.guidance)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
+            kept = logits.topk(self.top_k)  # by index: no more than k where some are equally probable
+            logits = torch.full_like(logits, -math.inf).scatter(1, kept.indices, kept.values)
         if self.top_p < 1:
             ordered, order = logits.sort(descending=True)
             p = ordered.softmax(-1)
             # By the mass before a code: the one that crosses the threshold stays, and always the first.
             surplus = p.cumsum(-1) - p >= self.top_p
+            surplus[:, 0] = False  # also where top_p rounds to 0
             logits = ordered.masked_fill(surplus, -math.inf).gather(1, order.argsort(1))
         return logits
 

@@ -110,7 +110,7 @@ class PixelSNAIL(CausalNetwork):
             q = block.query(torch.cat([h, context], 1))
             before = features.index_select(1, position).squeeze(1)
             k, v = block.keys_values(torch.cat([before, previous, context_before], 1)).chunk(2, 1)
-            features.index_copy_(1, position + 1, h.unsqueeze(1))
+            features.index_copy_(1, position + 1, h.unsqueeze(1).to(features.dtype))
             q, k, v = (block.split(t.unsqueeze(1)) for t in (q, k, v))
             attended = attend_from(position, q, k, v, attention)
             h = block.merge(h, attended.flatten(1))
