@@ -596,6 +596,16 @@ def test_vae_takes_a_mixture_after_training(data):
         assert model.log_prob(x, samples=2).isfinite().all()
 
 
+def test_a_prior_goes_into_the_file_of_a_model(data, tmp_path):
+    """As into a run folder: what the file said of the model's training stays."""
+    model, file = small("vq_vae"), tmp_path / "vq.safetensors"
+    vaezoo.save(model, file, {"train": {"epochs": 3}})
+    vaezoo.fit_prior(model, data, "pixelcnn", out=file, width=4, layers=1, epochs=1, progress=False)
+    assert read_header(file)["info"]["train"] == {"epochs": 3}
+    assert (tmp_path / CODES).exists()
+    assert type(vaezoo.load(file).prior).__name__ == "PixelCNNPrior"
+
+
 # --- Labels ---------------------------------------------------------------------------------------------
 
 

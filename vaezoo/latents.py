@@ -15,6 +15,7 @@ from vaezoo.checkpoint import (
     fingerprint,
     read_header,
     read_tensors,
+    weights_file,
     weights_fingerprint,
     write_tensors,
 )
@@ -70,7 +71,7 @@ def encode_data(
     """
     if folder is None or model.latent.codes is None:
         return {split: encode_all(model, data.splits[split], seed, workers) for split in SPLITS}
-    path = Path(folder) / CODES
+    path = weights_file(folder).with_name(CODES)
     known = data.header()
     identity = {
         "weights": weights_fingerprint(model.state_dict()),

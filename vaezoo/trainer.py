@@ -29,6 +29,7 @@ from vaezoo.checkpoint import (
     read_tensors,
     save,
     save_prior,
+    weights_file,
     write_tensors,
     write_text,
 )
@@ -222,8 +223,8 @@ def fit_prior(
         model: a trained model.
         data: as in `train`.
         prior: name of the prior; by default the model's `default_prior`, else "gaussian_mixture".
-        out: the model's run folder, in which the weights are written anew with their prior. The prior is also
-            kept alone, as priors/NAME.safetensors, for `vaezoo.load(out, prior=NAME)`, with the log and state
+        out: the model's run folder or file, where the weights are written anew with their prior. The prior is
+            also kept alone, as priors/NAME.safetensors, for `vaezoo.load(out, prior=NAME)`, with the log and state
             of its training under priors/NAME/, in place of an earlier one of the same name; so is a prior
             that the model has of its own. Codes are kept, too, for the next prior.
         resume: go on with the prior's training in `out`.
@@ -285,7 +286,8 @@ def fit_prior(
     module.fitted = True
     model.prior = module.eval()
     if out is not None:
-        previous = read_header(Path(out) / WEIGHTS)["info"] if (Path(out) / WEIGHTS).exists() else {}
+        file = weights_file(out)
+        previous = read_header(file)["info"] if file.exists() else {}
         save_prior(model, out, info)
         save(model, out, {**previous, **info})
     return run

@@ -119,6 +119,7 @@ def test_own_modules():
     model = vaezoo.create("vae", latent_dim=5, encoder=encoder, decoder=decoder)
     assert model.encoder is encoder
     assert model.sample(3).shape == (3, 1, 28, 28)
+    assert model.sample(0).shape == (0, 1, 28, 28)
     wrong = vaezoo.create("vae", latent_dim=6, encoder=encoder)
     with pytest.raises(vaezoo.VaezooError, match=r"latent_dim=6 needs \(batch, 12\)"):
         wrong.reconstruct(torch.rand(2, 1, 28, 28))

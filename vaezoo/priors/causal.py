@@ -15,7 +15,7 @@ def attend_from(position: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Tensor
         q, k, v: of this position, [B, heads, 1, d]; k and v are put into the cache.
         cache: keys and values, [2, B, heads, T, d].
     """
-    cache.index_copy_(3, position, torch.stack([k, v]))
+    cache.index_copy_(3, position, torch.stack([k, v]).to(cache.dtype))
     # Over the whole cache, masked, rather than a slice that grows: a captured step has fixed shapes.
     earlier = torch.arange(cache.shape[3], device=position.device) <= position
     return F.scaled_dot_product_attention(q, cache[0], cache[1], attn_mask=earlier.view(1, 1, 1, -1))
@@ -76,6 +76,6 @@ class CausalConv(nn.Module):
 
     def step(self, h: Tensor, cache: Tensor, written: Place, read: Place) -> Tensor:
         """The output at one place, [B, outputs], once the input h [B, inputs] of another is in the cache."""
-        cache.index_copy_(2, written.centre, h.unsqueeze(2))
+        cache.index_copy_(2, written.centre, h.unsqueeze(2).to(cache.dtype))
         window = cache.index_select(2, read.window)
         return F.linear(window.flatten(1), (self.weight * self.mask).flatten(1), self.bias)

@@ -82,7 +82,8 @@ class CodePrior(Prior):
         """Logits [B, K] at a position, long [1], of a level. Codes of later positions have no meaning yet.
 
         Shapes are the same at every position and nothing is read back, so that a step can be captured once
-        for a level: `prior.step = torch.compile(prior.step)`. This one computes all positions anew.
+        for a level: `prior.step = torch.compile(prior.step)`. To run it twice at a position, as before a
+        capture, changes nothing. This one computes all positions anew.
         """
         return self.logits(codes, cache)[level].index_select(1, position).squeeze(1)
 
@@ -98,8 +99,8 @@ class CodePrior(Prior):
         nll = [
             # One row for each position: over another axis it takes three times as long.
             F.cross_entropy(_single(logits).flatten(0, 1), level.flatten().long(), reduction="none")
-            .view(len(level), -1)
-            .sum(1)
+            .view_as(level)
+            .sum((1, 2))
             for logits, level in zip(levels, codes, strict=True)
         ]
         return -torch.stack(nll).sum(0)
@@ -145,7 +146,8 @@ class CodePrior(Prior):
         device = next(self.parameters()).device
         codes = tuple(torch.zeros(n, *shape, dtype=torch.long, device=device) for shape in self.latent.shapes)
         how = _Sampling(temperature, guidance, top_k, top_p)
-        drawn, _ = self._draw(codes, None, generator, self.check_labels(labels, n, device), how, progress)
+        labels = self.check_labels(labels, n, device, guidance)
+        drawn, _ = self._draw(codes, None, generator, labels, how, progress)
         return drawn if len(drawn) > 1 else drawn[0]
 
     @inference
@@ -185,9 +187,14 @@ class CodePrior(Prior):
         if shapes != 2 * [tuple(shape) for shape in self.latent.shapes]:
             raise VaezooError(f"complete: z and known must be a {self.latent} each, not {shapes}")
         batch, device = len(levels[0]), levels[0].device
+        for mask in masks:
+            if mask.dtype != torch.bool or len(mask) not in (1, batch):
+                raise VaezooError(
+                    f"complete: known must be bool, for 1 or {batch} images, not {mask.dtype} for {len(mask)}"
+                )
         codes = tuple(level.long().repeat_interleave(candidates, 0) for level in levels)
         masks = tuple(mask.expand(batch, -1, -1).repeat_interleave(candidates, 0) for mask in masks)
-        labels = self.check_labels(labels, batch, device).repeat_interleave(candidates)
+        labels = self.check_labels(labels, batch, device, guidance).repeat_interleave(candidates)
         how = _Sampling(temperature, guidance, top_k, top_p)
         drawn, log_weights = self._draw(codes, masks, generator, labels, how, progress)
         uniform = torch.rand(batch, device=device, generator=generator)
@@ -208,10 +215,6 @@ class CodePrior(Prior):
         """The codes, drawn where not `known`; log p of the known ones, each given those before it, [n]."""
         n, device = len(labels), labels.device
         guided = how.guidance != 1
-        if guided and not self.conditional:
-            raise VaezooError(
-                "guidance is towards a class, but this prior was fitted without: fit_prior(..., classes=10)"
-            )
         if guided:  # the second half of the batch does not see the class
             labels = torch.cat([labels, torch.full_like(labels, self.config.classes)])
             codes = tuple(torch.cat([level, level]) for level in codes)
@@ -222,7 +225,7 @@ class CodePrior(Prior):
         with tqdm(total=sum(lengths), desc="codes", unit="position", disable=not progress) as bar:
             for level, (height, width) in enumerate(self.latent.shapes):
                 cache = self.begin(level, codes, labels)
-                flat = codes[level].view(len(labels), -1)
+                flat = codes[level].view(len(labels), height * width)
                 positions = torch.arange(height * width, device=device)
                 for row in range(height):
                     self.begin_row(level, cache, codes, positions[row : row + 1])
@@ -238,19 +241,26 @@ class CodePrior(Prior):
                         bar.update()
         return tuple(level[:n] for level in codes), log_known
 
-    def check_labels(self, labels: Tensor | int | None, n: int, device: torch.device) -> Tensor:
+    def check_labels(
+        self, labels: Tensor | int | None, n: int, device: torch.device, guidance: float = 1.0
+    ) -> Tensor:
         """Labels as long [n], where `config.classes` stands for none."""
         classes = self.config.classes
-        if labels is None:
-            return torch.full((n,), classes, device=device)
-        if not self.conditional:
+        if (labels is not None or guidance != 1) and not self.conditional:
             raise VaezooError(
-                "this prior was fitted without classes, so it takes no labels: fit_prior(..., classes=10)"
+                "this prior was fitted without classes, so it takes no labels and no guidance: "
+                "fit_prior(..., classes=10)"
             )
+        if labels is None:
+            if guidance != 1:
+                raise VaezooError(f"guidance={guidance} is towards a class, so it needs labels")
+            return torch.full((n,), classes, device=device)
         if isinstance(labels, int):
             if not 0 <= labels < classes:
                 raise VaezooError(f"label {labels} is not one of the {classes} classes, 0 to {classes - 1}")
             return torch.full((n,), labels, device=device)
+        if not isinstance(labels, Tensor):
+            raise VaezooError(f"labels must be one integer or a tensor of {n}, not a {type(labels).__name__}")
         if labels.shape != (n,) or labels.is_floating_point():
             raise VaezooError(f"labels must be {n} integers, not {labels.dtype} {list(labels.shape)}")
         if not self.training and labels.device.type == "cpu" and n:  # where reading a value is not waiting
@@ -280,13 +290,14 @@ class _Sampling:
             logits = torch.lerp(free, given, self.guidance)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
+            kept = logits.topk(self.top_k)  # by index: no more than k where some are equally probable
+            logits = torch.full_like(logits, -math.inf).scatter(1, kept.indices, kept.values)
         if self.top_p < 1:
             ordered, order = logits.sort(descending=True)
             p = ordered.softmax(-1)
             # By the mass before a code: the one that crosses the threshold stays, and always the first.
             surplus = p.cumsum(-1) - p >= self.top_p
+            surplus[:, 0] = False  # also where top_p rounds to 0
             logits = ordered.masked_fill(surplus, -math.inf).gather(1, order.argsort(1))
         return logits
 

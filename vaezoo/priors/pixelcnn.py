@@ -98,7 +98,7 @@ class PixelCNN(CausalNetwork):
         for module, own in zip(self.layers, cache[1]):
             layer = cast(Gated, module)
             r = layer.reach
-            own.vertical.index_copy_(2, row + r, F.pad(v, (r, r)))
+            own.vertical.index_copy_(2, row + r, F.pad(v, (r, r)).to(own.vertical.dtype))
             rows = row + torch.arange(r + 1, device=row.device)
             v, bias = layer.vertical(own.vertical.index_select(2, rows), context)
             own.bias.copy_(bias)
@@ -108,7 +108,7 @@ class PixelCNN(CausalNetwork):
         h = (previous * (column > 0))[:, :, None, None]
         for module, own in zip(self.layers, cache[1]):
             layer = cast(Gated, module)
-            own.horizontal.index_copy_(2, column + layer.reach, h.squeeze(3))
+            own.horizontal.index_copy_(2, column + layer.reach, h.squeeze(3).to(own.horizontal.dtype))
             columns = column + torch.arange(layer.reach + 1, device=column.device)
             window = own.horizontal.index_select(2, columns).unsqueeze(2)
             h = layer.horizontal(h, window, own.bias.index_select(3, column))

@@ -55,7 +55,8 @@ class Cache:
         first: inputs of the first convolution.
         layers: inputs of the convolutions of each layer of each block.
         attention: keys and values of each block, [2, B, heads, T, C / heads].
-        features: what each block had before its attention at the position before, [B, C].
+        features: what each block has before its attention, [B, 1 + T, C], zeros first: at index t that of the
+            position before t.
     """
 
     context: Tensor
@@ -90,16 +91,16 @@ class PixelSNAIL(CausalNetwork):
             self.first.cache(context),
             [[cast(GatedResidual, layer).caches(context) for layer in block.layers] for block in blocks],
             [block.empty_cache(context) for block in blocks],
-            [torch.zeros_like(context[:, :, 0, 0]) for _ in blocks],
+            [F.pad(torch.zeros_like(context).flatten(2).mT, (0, 0, 1, 0)) for _ in blocks],
         )
 
     def step(self, cache: Cache, previous: Tensor, position: Tensor) -> Tensor:
         width = cache.context.shape[3]
-        here, before = Place(position, width, REACH), Place(position - 1, width, REACH)
+        here, last = Place(position, width, REACH), Place(position - 1, width, REACH)
         flat = cache.context.flatten(2)
         context = flat.index_select(2, position).squeeze(2)
         context_before = flat.index_select(2, (position - 1).clamp_min(0)).squeeze(2) * (position > 0)
-        h = self.first.step(previous, cache.first, before, here)
+        h = self.first.step(previous, cache.first, last, here)
         for module, layers, attention, features in zip(
             self.blocks, cache.layers, cache.attention, cache.features
         ):
@@ -107,8 +108,9 @@ class PixelSNAIL(CausalNetwork):
             for layer, caches in zip(block.layers, layers):
                 h = cast(GatedResidual, layer).step(h, context, caches, here)
             q = block.query(torch.cat([h, context], 1))
-            k, v = block.keys_values(torch.cat([features, previous, context_before], 1)).chunk(2, 1)
-            features.copy_(h)
+            before = features.index_select(1, position).squeeze(1)
+            k, v = block.keys_values(torch.cat([before, previous, context_before], 1)).chunk(2, 1)
+            features.index_copy_(1, position + 1, h.unsqueeze(1).to(features.dtype))
             q, k, v = (block.split(t.unsqueeze(1)) for t in (q, k, v))
             attended = attend_from(position, q, k, v, attention)
             h = block.merge(h, attended.flatten(1))

@@ -136,7 +136,9 @@ class Block(nn.Module):
         With a position, long [1], h is that of this position alone, and the earlier ones are in the cache."""
         batch, length, width = h.shape
         q, k, v = (
-            self.qkv(self.attention_norm(h)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            self.qkv(self.attention_norm(h))
+            .view(batch, length, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
         )
         if position is None:
             if cache is not None:
