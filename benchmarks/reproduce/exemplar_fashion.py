@@ -179,6 +179,7 @@ def summarise(samples: int, data: ImageData, out: Path) -> dict[str, Any]:
         equal[epochs] = {**difference, "matched": within(difference["value"], "standard_normal - vamp")}
     return {
         "what": "test -log p(x) of Fashion-MNIST, dynamically binarised, nats per image",
+        "k": samples,
         "targets": TARGETS,
         "runs": runs,
         "standard_normal - vamp": equal,
