@@ -162,21 +162,24 @@ def within(value: float, target: str) -> bool:
     return low <= value <= high
 
 
-def summarise(data: ImageData, out: Path) -> dict[str, Any]:
-    """All that is in the folder: every run at every limit, and the priors at equal epochs, images paired."""
-    limits = {}
-    for prior in PRIORS:
-        limits[prior] = sorted(int(path.stem.split("-")[1]) for path in out.glob(f"{prior}-*-bound.json"))
-    runs: dict[str, Any] = {p: {str(e): score(f"{p}-{e}", out) for e in limits[p]} for p in PRIORS}
+def summarise(samples: int, data: ImageData, out: Path) -> dict[str, Any]:
+    """All with so many samples in the folder: every run at every limit, and the priors at equal epochs."""
+    runs: dict[str, Any] = {prior: {} for prior in PRIORS}
+    scored = [path.stem.removesuffix("-bound").split("-") for path in out.glob("*-bound.safetensors")]
+    for prior, epochs in sorted(scored, key=lambda run: int(run[1])):
+        entry = score(f"{prior}-{epochs}", out)
+        if entry["k"] == samples:
+            runs[prior][epochs] = entry
     for entry in runs["standard_normal"].values():
         entry["matched"] = within(entry["nll"]["value"], "standard_normal")
     equal = {}
-    for epochs in sorted({*limits["standard_normal"]} & {*limits["vamp"]}):
-        normal, vamp = (bounds(f"{p}-{epochs}", out)[0]["nll"] for p in PRIORS)
-        difference = mean(normal - vamp)
-        equal[str(epochs)] = {**difference, "matched": within(difference["value"], "standard_normal - vamp")}
+    for epochs in [e for e in runs["standard_normal"] if e in runs["vamp"]]:
+        normal, vamp = (bounds(f"{prior}-{epochs}", out)[0]["nll"] for prior in PRIORS)
+        difference = mean(normal - vamp)  # of pairs: both have the same images
+        equal[epochs] = {**difference, "matched": within(difference["value"], "standard_normal - vamp")}
     return {
         "what": "test -log p(x) of Fashion-MNIST, dynamically binarised, nats per image",
+        "k": samples,
         "targets": TARGETS,
         "runs": runs,
         "standard_normal - vamp": equal,
@@ -204,7 +207,7 @@ def main() -> None:
         train(args.prior, epochs, data, args.out)
         if not args.train:
             evaluate(f"{args.prior}-{epochs}", args.samples, data, args.out)
-            result = summarise(data, args.out)
+            result = summarise(args.samples, data, args.out)
             write_text(RESULT, json.dumps(result, indent=1) + "\n")
             print(json.dumps({key: result[key] for key in ("runs", "standard_normal - vamp")}, indent=1))
 

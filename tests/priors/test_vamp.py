@@ -88,6 +88,24 @@ def test_pseudo_inputs_start_at_training_images_and_train_with_the_model(tmp_pat
     assert torch.equal(*same)
 
 
+def test_density_is_the_same_in_blocks_and_with_components_that_are_far(monkeypatch):
+    """Components whose densities are e^-1000 of the largest, in blocks that do not divide the latents."""
+    model = make().double()
+    model.prior.pseudo_inputs.data.mul_(torch.tensor([0, 0.1, 1, 1, 1, 1]).view(6, 1, 1, 1))
+    [p for name, p in model.encoder.named_parameters() if name.endswith("weight")][-1].data[:3] *= 300
+    z = model.prior.mixture().mean.detach().repeat(3, 1) + torch.randn(18, 3, dtype=torch.float64)
+    q = model.prior.mixture()
+    each = q.log_prob(z.unsqueeze(1))
+    assert (each.amax(1) - each.amin(1)).max() > 1000
+    monkeypatch.setattr("vaezoo.priors.vamp.BLOCK", 7)
+    expected = each.logsumexp(1) - math.log(6)
+    found = model.prior.log_prob(z)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+    parameters = [*model.encoder.parameters(), model.prior.pseudo_inputs]
+    for own, other in zip(*(torch.autograd.grad(value.sum(), parameters) for value in (found, expected))):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+
+
 def test_pseudo_inputs_of_binary_images_can_move():
     """Pixels at 0 and 1 follow their gradient inside, and those that a step has led outside come back."""
     model = make().double()

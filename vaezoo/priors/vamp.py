@@ -15,6 +15,9 @@ from vaezoo.distributions import DiagonalGaussian, Latent, Posterior, log_densit
 from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior, check_temperature
 
+#: Latents whose densities under all components are held at a time, few enough for a processor's cache.
+BLOCK = 512
+
 
 class VampPrior(Prior):
     """Variational mixture of posteriors: p(z) = 1/K sum_k q(z|u_k), with K pseudo-inputs u that are learned.
@@ -70,7 +73,9 @@ class VampPrior(Prior):
 
     def log_prob(self, z: Latent) -> Tensor:
         assert isinstance(z, Tensor)
-        return log_density_of_each(self.mixture(), z).logsumexp(1) - math.log(self.config.components)
+        q = self.mixture()
+        log_sums = [_log_sum(log_density_of_each(q, block)) for block in z.split(BLOCK)]
+        return torch.cat(log_sums) - math.log(self.config.components)
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
@@ -78,6 +83,13 @@ class VampPrior(Prior):
         chosen = torch.randint(self.config.components, (n,), device=q.mean.device, generator=generator)
         log_variance = q.log_variance[chosen] + 2 * math.log(temperature)
         return DiagonalGaussian(q.mean[chosen], log_variance).sample(generator=generator)
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """logsumexp over the last dimension. Terms that are too small to count are raised to e^-80 of the
+    largest, because exp takes ten times as long where it underflows."""
+    largest = logits.detach().amax(-1, keepdim=True)
+    return (logits - largest).clamp_min(-80).logsumexp(-1) + largest.squeeze(-1)
 
 
 class _Clamp(torch.autograd.Function):
