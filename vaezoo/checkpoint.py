@@ -54,6 +54,12 @@ def _atomically(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left in a folder."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     with _atomically(path) as temporary:

@@ -27,6 +27,7 @@ from vaezoo.checkpoint import (
     prior_folder,
     read_header,
     read_tensors,
+    remove_unfinished,
     save,
     save_prior,
     write_tensors,
@@ -421,8 +422,9 @@ def fit(
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
-                state.write(folder, config, identity)
+                # In this order: whenever the process dies, the state is not ahead of the best weights.
                 state.write_best(folder, header)
+                state.write(folder, config, identity)
                 last_checkpoint = time.monotonic()
             if interrupted():
                 where = f"; go on with {how_to_resume}" if folder else ""
@@ -697,9 +699,23 @@ class State:
             self.log.values = {name: list(tensors[f"log.{name}"]) for name in header["log"]}
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not belong to this model: {error}") from None
-        lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
-        run.history = [entry for entry in map(json.loads, lines) if entry["step"] <= run.steps]
+        run.history = _read_log(folder / METRICS, run.steps)
         write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+
+
+def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The lines up to a step. What comes after was logged after the state was written, and by a process that
+    was killed, perhaps in the middle of a line."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            if entry["step"] > steps:
+                break
+        except (ValueError, TypeError, KeyError):
+            break
+        entries.append(entry)
+    return entries
 
 
 def _refuse_changes(
@@ -735,6 +751,7 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
             "or choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     if not resume:
         for name in (STATE, METRICS, *([REPORT] if replace else [])):  # a report is of what is replaced
             (folder / name).unlink(missing_ok=True)
