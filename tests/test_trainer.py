@@ -10,10 +10,18 @@ import torch
 from torch import nn
 
 import vaezoo
-from vaezoo.checkpoint import REPORT, WEIGHTS, prior_file, prior_folder, read_header, read_tensors
+from vaezoo.checkpoint import (
+    REPORT,
+    WEIGHTS,
+    prior_file,
+    prior_folder,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, ResidentSplit
-from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, Terminated, TrainingError, VaezooError
 from vaezoo.latents import CODES, Latents, encode_all, encode_data
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
@@ -105,14 +113,15 @@ def test_the_users_random_state_is_left_alone(data):
 
 
 class StopAt:
-    """A Ctrl-C in the middle of the run, at a chosen step."""
+    """A signal, by default that of Ctrl-C, in the middle of the run, at a chosen step."""
 
-    def __init__(self, model, step):
-        self.losses, self.step, self.seen = model.losses, step, 0
+    def __init__(self, model, step, signals=(signal.SIGINT,)):
+        self.losses, self.step, self.signals = model.losses, step, signals
 
     def __call__(self, x, progress):
         if int(progress.step) == self.step and torch.is_grad_enabled():
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         return self.losses(x, progress)
 
 
@@ -130,6 +139,38 @@ def test_resume_is_invisible(name, step, data, tmp_path):
     for file in (WEIGHTS, STATE):
         assert_same(read_tensors(tmp_path / "whole" / file), read_tensors(tmp_path / "parts" / file))
     assert (tmp_path / "whole" / METRICS).read_text() == (tmp_path / "parts" / METRICS).read_text()
+
+
+def test_sigterm_is_a_ctrl_c_that_exits_with_143(data, tmp_path):
+    """As schedulers send it before they kill. Handlers are put back; a second signal does not wait."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    whole = train(small(), data)
+    model = small()
+    model.losses = StopAt(model, 9, [signal.SIGTERM])
+    with pytest.raises(SystemExit, match=r"stopped after step 10 of 21; go on with .*--resume") as stopped:
+        train(model, data, out=tmp_path)
+    assert isinstance(stopped.value, Terminated)
+    assert stopped.value.code == 143
+    assert read_header(tmp_path / STATE)["step"] == 10
+    for second, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
+        model = small()
+        model.losses = StopAt(model, 15, [signal.SIGTERM, second])
+        with pytest.raises(error, match="within a step"):
+            train(model, data, out=tmp_path, resume=True)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    run = train(small(seed=99), data, out=tmp_path, resume=True)
+    assert_same(weights(run.model), weights(whole.model))
+
+
+def test_an_option_that_is_newer_than_the_state_had_its_default(data, tmp_path):
+    train(small(), data, out=tmp_path, epochs=1)
+    header, tensors = read_header(tmp_path / STATE), read_tensors(tmp_path / STATE)
+    del header["train"]["normalize_gradients"], header["train"]["groups"]
+    write_tensors(tmp_path / STATE, tensors, header)
+    with pytest.raises(CheckpointError, match=r"other options \(normalize_gradients\)"):
+        train(small(), data, out=tmp_path, epochs=2, resume=True, normalize_gradients=True)
+    run = train(small(), data, out=tmp_path, epochs=2, resume=True)
+    assert_same(weights(run.model), weights(train(small(), data, epochs=2).model))
 
 
 def test_prior_training_resumes_exactly(data, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vaezoo.errors import VaezooError
+from vaezoo.errors import Terminated, VaezooError
 
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder
@@ -184,7 +184,7 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
     from vaezoo.registry import create
-    from vaezoo.trainer import train
+    from vaezoo.trainer import TrainConfig, train
 
     given = [
         k
@@ -207,6 +207,8 @@ def resume_training(args: argparse.Namespace) -> None:
             raise
         raise CheckpointError(f"{args.resume}/run.json is damaged: {error}") from None
     images = load_recorded(args.resume, data, {}, args.device, None)
+    # Not the recipe's value, where an option is newer than the run.
+    training = {**TrainConfig().model_dump(mode="json"), **training}
     if args.epochs is not None:
         training["epochs"] = args.epochs
     run = train(model, images, out=args.resume, resume=True, device=args.device, **training)
@@ -574,6 +576,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"vaezoo {args.command}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
+    except Terminated as end:
+        print(f"vaezoo {args.command}: {end}", file=sys.stderr)
+        return 143
     return 0
 
 

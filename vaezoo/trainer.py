@@ -35,7 +35,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import BaseConfig, split_options
 from vaezoo.data import ImageData, Loader, load_data
-from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.latents import Latents, encode_data, labels_for
 from vaezoo.objective import Loss, Progress
@@ -364,7 +364,12 @@ def fit(
         unit="step",
         disable=not progress if progress is not None else None,
     )
-    with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(state, folder, header):
+    with (
+        seeded(0, device),
+        deferred_interrupt() as interruption,
+        bar,
+        _kept_on_failure(state, folder, header),
+    ):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps if not stop else run.steps):
             began = time.monotonic()
@@ -421,14 +426,15 @@ def fit(
                         state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
-            if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
+            stopped_by = interruption.by  # read once, or a signal between the two uses would cost the state
+            if folder is not None and (due or stop or stopped_by or run.steps == total_steps):
                 # In this order: whenever the process dies, the state is not ahead of the best weights.
                 state.write_best(folder, header)
                 state.write(folder, config, identity)
                 last_checkpoint = time.monotonic()
-            if interrupted():
+            if stopped_by:
                 where = f"; go on with {how_to_resume}" if folder else ""
-                raise KeyboardInterrupt(f"stopped after step {run.steps} of {total_steps}{where}")
+                raise stopped_by(f"stopped after step {run.steps} of {total_steps}{where}")
             if stop:
                 break
 
@@ -558,23 +564,36 @@ class Log:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C inside waits for the end of the step; a second one does not wait."""
-    hit = threading.Event()
+def deferred_interrupt() -> Iterator[Interruption]:
+    """Ctrl-C and SIGTERM inside wait for the end of the step; a second one does not wait."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield hit.is_set
+        yield interruption
         return
-
-    def handler(signum: int, frame: Any) -> None:
-        if hit.is_set():
-            raise KeyboardInterrupt
-        hit.set()
-
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, interruption.receive) for number in Interruption.SIGNALS}
     try:
-        yield hit.is_set
+        yield interruption
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Interruption:
+    """By which exception the run was asked to end; None as long as it was not."""
+
+    #: What Ctrl-C sends, and what schedulers and container engines send some seconds before they kill.
+    SIGNALS: Mapping[int, type[KeyboardInterrupt] | type[Terminated]] = {
+        signal.SIGINT: KeyboardInterrupt,
+        signal.SIGTERM: Terminated,
+    }
+
+    def __init__(self) -> None:
+        self.by: type[KeyboardInterrupt] | type[Terminated] | None = None
+
+    def receive(self, number: int, frame: Any) -> None:
+        if self.by:
+            raise self.SIGNALS[number]("stopped within a step")
+        self.by = self.SIGNALS[number]
 
 
 @contextmanager
@@ -723,7 +742,8 @@ def _refuse_changes(
 ) -> None:
     """A run that goes on with another model, other data or other options is not the same run."""
     options = json.loads(config.model_dump_json())
-    was: dict[str, Any] = header.get("train") or {}
+    # An option that is newer than the state was not set, so it had its default.
+    was = {**TrainConfig().model_dump(mode="json"), **(header.get("train") or {})}
     changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
     now = json.loads(json.dumps(identity or {}))
     changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]
