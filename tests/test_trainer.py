@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 
 import pytest
@@ -247,6 +248,63 @@ def test_state_is_written_within_an_epoch(data, tmp_path):
     assert run.steps == 21
     whole = train(small(), data)
     assert_same(weights(run.model), weights(whole.model))
+
+
+def test_the_last_states_are_kept_and_a_run_goes_on_from_each(data, tmp_path):
+    whole = train(small(), data)
+    options = {"out": tmp_path, "checkpoint_seconds": 0, "keep_last": 3}
+    train(small(), data, **options)
+    kept = sorted(tmp_path.glob("state-*"))
+    assert [file.name for file in kept] == [f"state-{step:09}.safetensors" for step in (19, 20, 21)]
+    assert [read_header(file)["step"] for file in kept] == [19, 20, 21]
+    kept[0].replace(tmp_path / STATE)
+    run = train(small(), data, resume=True, **{**options, "keep_last": 2})
+    assert_same(weights(run.model), weights(whole.model))
+    assert sorted(tmp_path.glob("state-*")) == kept[1:]
+    (tmp_path / STATE).unlink()
+    train(small(), data, epochs=1, out=tmp_path)
+    assert not list(tmp_path.glob("state-*")), "of the run that was there before"
+
+
+def test_a_damaged_state_is_refused_by_its_name(data, tmp_path):
+    train(small(), data, out=tmp_path, epochs=1)
+    content = bytearray((tmp_path / STATE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path / STATE} is damaged: by its checksum"):
+        train(small(), data, out=tmp_path, epochs=2, resume=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_state(data, tmp_path):
+    """The state no longer fits, then not even a line of the log; resumed with more space, all is there."""
+    options = {"checkpoint_seconds": 0, "log_steps": 1}
+    whole = train(small(), data, out=tmp_path / "whole", **options)
+    for number, (limit, says) in enumerate([(4096, "state.safetensors"), (400, "metrics.jsonl")]):
+        out, model = tmp_path / str(number), small()
+        model.losses = FullDisk(model, 9, limit)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            with pytest.raises(CheckpointError, match=f"could not write .*{says}.* intact"):
+                train(model, data, out=out, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert read_header(out / STATE)["step"] == 9
+        run = train(small(), data, out=out, resume=True, **options)
+        assert_same(weights(run.model), weights(whole.model))
+        assert (out / METRICS).read_text() == (tmp_path / "whole" / METRICS).read_text()
+
+
+class FullDisk:
+    """From a step on, no file may be larger than `limit` bytes."""
+
+    def __init__(self, model, step, limit):
+        self.losses, self.step, self.limit = model.losses, step, limit
+
+    def __call__(self, x, progress):
+        if int(progress.step) == self.step and torch.is_grad_enabled():
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, hard))
+        return self.losses(x, progress)
 
 
 class Crash:

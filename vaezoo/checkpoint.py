@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file that names, configures and fills a model. Nothing in it is ever executed.
 
-The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info}; the tensors are the
-state dict, with the prior's under "prior.". One file, so that writing it can be atomic.
+The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info} and a checksum of header
+and tensors; the tensors are the state dict, with the prior's under "prior.". One file, so that writing it can
+be atomic.
 
 Beside it, priors/NAME.safetensors each hold one prior of the model, with the header {schema, vaezoo, prior,
 weights, info}: `weights` identifies the weights of the model that the prior belongs to.
@@ -72,7 +73,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         temporary.touch()
         permissions = temporary.stat().st_mode
-        save_file(flat, temporary, metadata={"vaezoo": json.dumps(header)})
+        text = json.dumps(header)
+        save_file(flat, temporary, metadata={"vaezoo": text, "checksum": _checksum(text, flat)})
         temporary.chmod(permissions)  # save_file leaves the file to its owner alone, whatever the umask
 
 
@@ -91,7 +93,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads(metadata["vaezoo"])
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} has a damaged header") from None
-    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+    if not isinstance(header, dict) or type(header.get("schema")) is not int or header["schema"] < 1:
         raise CheckpointError(f"{path} has a damaged header")
     if header["schema"] > SCHEMA:
         raise CheckpointError(
@@ -101,17 +103,23 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu", prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a file written by `write_tensors`, if it is still what was written."""
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {
-                name[len(prefix) :]: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - the file itself is not iterable
-                if name.startswith(prefix)
-            }
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+    # Files from before there were checksums have none.
+    if "checksum" in metadata and metadata["checksum"] != _checksum(metadata.get("vaezoo", ""), tensors):
+        raise CheckpointError(f"{path} is damaged: by its checksum, its content is not what was written")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Finds what a disk or a network has changed; it is no protection against somebody who means harm."""
+    return hashlib.sha256(f"{header} {fingerprint(tensors)}".encode()).hexdigest()[:16]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

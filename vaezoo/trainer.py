@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -44,6 +46,7 @@ from vaezoo.random import derive, reseed, seeded
 from vaezoo.registry import MODELS
 
 STATE = "state.safetensors"
+OLDER_STATE = "state-*.safetensors"
 METRICS = "metrics.jsonl"
 INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
 
@@ -96,6 +99,9 @@ class TrainConfig(BaseConfig):
     )
     log_steps: int = Field(50, ge=1, description="steps between two lines of the log")
     checkpoint_seconds: float = Field(30.0, ge=0, description="write the run's state at most this often")
+    keep_last: int = Field(
+        1, ge=1, description="states to keep; with more than 1, each also as state-STEP.safetensors"
+    )
     workers: int = Field(0, ge=0, description="processes that read images, for data that is streamed")
     seed: int = Field(0, ge=0, description="seed of the order of the data and of all noise")
 
@@ -559,8 +565,14 @@ class Log:
     def line(self, entry: dict[str, Any]) -> None:
         self.run.history.append(entry)
         if self.folder is not None:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            path = self.folder / METRICS
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise CheckpointError(
+                    f"could not write {path}: {error}; the last state is intact, so the run can be resumed"
+                ) from error
 
 
 @contextmanager
@@ -640,6 +652,7 @@ _FREE_TO_CHANGE = (
     "patience",
     "patience_after",
     "checkpoint_seconds",
+    "keep_last",
     "workers",
     "log_steps",
     "compile",
@@ -685,6 +698,8 @@ class State:
             "identity": identity,
         }
         write_tensors(folder / STATE, tensors, header)
+        if config.keep_last > 1:
+            _keep(folder / STATE, folder / OLDER_STATE.replace("*", f"{run.steps:09}"), config.keep_last)
 
     def write_best(self, folder: Path, header: Mapping[str, Any] | None) -> None:
         if self.best and header is not None:
@@ -737,6 +752,22 @@ def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
     return entries
 
 
+def _keep(state: Path, name: Path, count: int) -> None:
+    """Keep a state under a name of its own, too, and of all that are kept so only the `count` newest."""
+    try:
+        name.unlink(missing_ok=True)
+        try:
+            os.link(state, name)  # costs nothing; the next state does not touch it
+        except OSError:  # not on every file system
+            shutil.copy2(state, name)
+        # By the time of writing: after going back to an older state, steps that are higher may be older.
+        kept = sorted(name.parent.glob(OLDER_STATE), key=lambda path: path.stat().st_mtime_ns)
+        for old in kept[:-count]:
+            old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"could not keep {name}: {error}; {state} is intact") from error
+
+
 def _refuse_changes(
     folder: Path, header: Mapping[str, Any], config: TrainConfig, identity: Mapping[str, Any] | None
 ) -> None:
@@ -775,6 +806,8 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
     if not resume:
         for name in (STATE, METRICS, *([REPORT] if replace else [])):  # a report is of what is replaced
             (folder / name).unlink(missing_ok=True)
+        for older in folder.glob(OLDER_STATE):
+            older.unlink()
     return folder
 
 
