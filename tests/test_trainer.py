@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import vaezoo
@@ -22,7 +23,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, ResidentSplit
-from vaezoo.errors import CheckpointError, Terminated, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, DataError, Terminated, TrainingError, VaezooError
 from vaezoo.latents import CODES, Latents, encode_all, encode_data
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
@@ -391,6 +392,65 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_best_weights(data, tmp_p
     good = small()
     train(good, data, epochs=2)
     assert_same(weights(kept), weights(good))
+
+
+def test_out_of_memory_says_what_to_lower_and_keeps_the_best_weights(data, tmp_path):
+    class Full(Crash):
+        def __call__(self, x, progress):
+            if int(progress.step) == self.step and torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nMore.")
+            return self.losses(x, progress)
+
+    model = small()
+    model.losses = Full(model, 17)
+    with pytest.raises(TrainingError) as error:
+        train(model, data, out=tmp_path)
+    said = str(error.value)
+    for part in ("step 17", "lower batch_size", "batch_size=32", "bf16", "of step 14, are in", "7 GiB"):
+        assert part in said
+    assert "\n" not in said
+    assert_same(weights(vaezoo.load(tmp_path)), weights(train(small(), data, epochs=2).model))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["size", "bytes"])
+def test_an_image_that_is_broken_during_the_run_is_named(images, workers, damage, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i, image in enumerate(images[:60]):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i:02}.png")
+    data = vaezoo.load_data(folder, channels=1, memory_limit_gb=0)
+    broken = data.train._files[len(data.train) // 2]
+    model = small("ae")
+
+    class Break(Crash):
+        def __call__(self, x, progress):
+            if int(progress.step) == self.step and torch.is_grad_enabled():
+                if damage == "size":
+                    Image.new("L", (9, 8)).save(broken)
+                else:
+                    broken.write_bytes(broken.read_bytes()[:60])
+            return self.losses(x, progress)
+
+    options = {"batch_size": 8, "epochs": 5, "workers": workers}
+    model.losses = Break(model, 11)
+    with pytest.raises(DataError) as error:
+        train(model, data, out=out, **options)
+    assert str(error.value).startswith(str(broken))
+    assert "\n" not in str(error.value)
+    assert all(p.isfinite().all() for p in vaezoo.load(out).parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_single_image_of_each_split_is_enough(name, images, tmp_path):
+    data = vaezoo.load_data(images[:3])
+    assert [len(split) for split in data.splits.values()] == [1, 1, 1]
+    with pytest.raises(DataError, match="batch_size=128 is more than the 1 images of the split"):
+        train(small(name), data, batch_size=128)
+    run = train(small(name), data, batch_size=1, epochs=2, out=tmp_path)
+    assert math.isfinite(run.best_loss)
+    with pytest.raises(DataError, match="of 1 images leaves none for train"):
+        train(small(name), images[:1])
 
 
 def test_validation_counts_every_image_once(data):

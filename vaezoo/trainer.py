@@ -37,7 +37,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import BaseConfig, split_options
 from vaezoo.data import ImageData, Loader, load_data
-from vaezoo.errors import CheckpointError, Terminated, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, DataError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.latents import Latents, encode_data, labels_for
 from vaezoo.objective import Loss, Progress
@@ -52,6 +52,8 @@ INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
 
 #: Added to the norms that gradients are divided by, so that a gradient of zeros stays one (as in their code).
 SMALLEST_NORM = 1e-7
+
+IF_NOT_FINITE = "; lower lr, or set clip=1"
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -374,7 +376,7 @@ def fit(
         seeded(0, device),
         deferred_interrupt() as interruption,
         bar,
-        _kept_on_failure(state, folder, header),
+        _explained(state, folder, header, config),
     ):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps if not stop else run.steps):
@@ -418,7 +420,7 @@ def fit(
                     if not math.isfinite(losses["loss"]):
                         raise TrainingError(
                             f"the validation loss became {losses['loss']} after step {run.steps} "
-                            f"(epoch {epoch + 1}){_last_good(folder, run)}"
+                            f"(epoch {epoch + 1}){_last_good(folder, run)}{IF_NOT_FINITE}"
                         )
                     log.line(
                         {
@@ -558,7 +560,7 @@ class Log:
             step, _, name, value = min(wrong)
             raise TrainingError(
                 f"loss term '{name}' became {value} at step {step} (epoch {self.epoch + 1})"
-                f"{_last_good(self.folder, self.run)}"
+                f"{_last_good(self.folder, self.run)}{IF_NOT_FINITE}"
             )
         return found
 
@@ -609,14 +611,22 @@ class Interruption:
 
 
 @contextmanager
-def _kept_on_failure(state: State, folder: Path | None, header: Mapping[str, Any] | None) -> Iterator[None]:
-    """A run that fails inside leaves the best weights so far in its folder."""
+def _explained(
+    state: State, folder: Path | None, header: Mapping[str, Any] | None, config: TrainConfig
+) -> Iterator[None]:
+    """A run that fails inside leaves the best weights so far in its folder, and says what to do."""
     try:
         yield
-    except TrainingError:
+    except (TrainingError, DataError, torch.cuda.OutOfMemoryError) as error:
         if folder is not None:
             state.write_best(folder, header)
-        raise
+        if isinstance(error, VaezooError):
+            raise
+        raise TrainingError(
+            f"the device ran out of memory at step {state.run.steps}, with batch_size={config.batch_size}; "
+            f"lower batch_size or the size of the networks or images, or set bf16=True"
+            f"{_last_good(folder, state.run)} ({str(error).splitlines()[0]})"
+        ) from error
 
 
 @contextmanager
@@ -812,10 +822,9 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
 
 
 def _last_good(folder: Path | None, run: Run) -> str:
-    advice = "; lower lr, or set clip=1"
     if run.best_step and folder is not None:
-        return f"; the best weights so far, of step {run.best_step}, are in {folder}{advice}"
-    return advice
+        return f"; the best weights so far, of step {run.best_step}, are in {folder}"
+    return ""
 
 
 # --- Data -----------------------------------------------------------------------------------------------
