@@ -29,6 +29,7 @@ from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
 from vaezoo.random import seeded
 from vaezoo.trainer import (
+    CUBLAS_WORKSPACE,
     METRICS,
     STATE,
     GroupConfig,
@@ -365,6 +366,53 @@ def test_a_longer_run_goes_on_from_a_shorter_one(data, tmp_path):
     whole = train(small(), data, out=tmp_path / "whole", epochs=3)
     assert_same(read_tensors(tmp_path / "parts" / WEIGHTS), read_tensors(tmp_path / "whole" / WEIGHTS))
     assert whole.steps == 3 * 7  # 243 training images in batches of 32, the rest of each epoch left out
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_holds_within_the_run_and_is_put_back(before, data, monkeypatch):
+    """On the CPU it changes no number. It ends with the run, also with one that fails."""
+    if before:
+        monkeypatch.setenv(CUBLAS_WORKSPACE, ":16:8")
+    else:
+        monkeypatch.delenv(CUBLAS_WORKSPACE, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+    def settings():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+            os.environ.get(CUBLAS_WORKSPACE),
+        )
+
+    seen, outside = set(), settings()
+
+    class Spy(Crash):
+        def __call__(self, x, progress):
+            seen.add(settings())
+            return super().__call__(x, progress)
+
+    runs = []
+    for deterministic in (False, True):
+        model = small("vq_vae")
+        model.losses = Spy(model, -1)
+        runs.append(train(model, data, deterministic=deterministic, epochs=1))
+        assert settings() == outside
+    assert seen == {outside, (True, False, False, ":16:8" if before else ":4096:8")}
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    model.losses = Crash(small(), 3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(model, data, deterministic=True)
+    assert settings() == outside
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_deterministic_runs_are_the_same_on_cuda(name, data):
+    options = {"device": "cuda", "deterministic": True}
+    runs = [train(small(name), data.to("cuda"), **options) for _ in range(2)]
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    assert runs[0].history == runs[1].history
 
 
 class Poisoned:

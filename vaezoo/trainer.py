@@ -53,6 +53,9 @@ INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
 #: Added to the norms that gradients are divided by, so that a gradient of zeros stays one (as in their code).
 SMALLEST_NORM = 1e-7
 
+#: Without it set to a fixed size, cuBLAS may add in another order from run to run.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 IF_NOT_FINITE = "; lower lr, or set clip=1"
 
 
@@ -93,6 +96,9 @@ class TrainConfig(BaseConfig):
     )
     bf16: bool = Field(False, description="autocast the networks to bfloat16")
     compile: bool = Field(False, description="torch.compile the losses")
+    deterministic: bool = Field(
+        False, description="on a GPU, the same result every time: only operations for which torch promises it"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better validation loss"
     )
@@ -357,7 +363,8 @@ def fit(
     if resume and folder is not None:
         state.restore(folder, config, identity)
     else:
-        start()
+        with _deterministic(config.deterministic):
+            start()
         if config.weight_ema is not None:
             state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
     stop = out_of_patience(run, config, loader.steps_per_epoch)
@@ -374,6 +381,7 @@ def fit(
     )
     with (
         seeded(0, device),
+        _deterministic(config.deterministic),
         deferred_interrupt() as interruption,
         bar,
         _explained(state, folder, header, config),
@@ -647,6 +655,28 @@ def _swapped(module: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]
 def _copy(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
         parameter.copy_(values[name])
+
+
+@contextmanager
+def _deterministic(enabled: bool) -> Iterator[None]:
+    """Inside, torch refuses operations that may give another result the next time. On the CPU there are none
+    in the zoo, so this is about GPUs."""
+    if not enabled:
+        yield
+        return
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time, which varies
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[CUBLAS_WORKSPACE]
 
 
 def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
