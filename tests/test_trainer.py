@@ -4,7 +4,10 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,6 +37,7 @@ from vaezoo.trainer import (
     STATE,
     GroupConfig,
     TrainConfig,
+    environment,
     lr_factor,
     make_optimizers,
     normalize_gradients,
@@ -1040,12 +1044,44 @@ def test_latents_are_stored_compactly_and_in_order(data):
         assert torch.equal(level[:5].long(), wanted)
 
 
-def test_run_folder_documents_itself(data, tmp_path):
+def test_run_folder_documents_itself(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     train(small(), data, out=tmp_path, epochs=1)
     header = json.loads((tmp_path / "run.json").read_text())
     assert header["model"] == "vae"
     assert header["info"]["train"]["batch_size"] == 32
     assert header["info"]["data"]["fingerprint"]
+    assert header["vaezoo"] == vaezoo.__version__
+    made = header["environment"]
+    assert (made["torch"], made["device"]) == (torch.__version__, "cpu")
+    assert made["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert made["git_commit"] is None, "the test's folder is in no repository"
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert {"step", "epoch", "validation/loss", "validation/rate"} <= lines[-1].keys()
     assert not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_git_commit_of_the_working_directory(tmp_path, monkeypatch):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *author, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def commit():
+        return environment(torch.device("cpu"))["git_commit"]
+
+    monkeypatch.chdir(tmp_path)
+    git("init")
+    assert commit() is None, "there is no commit yet"
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "-m", "a")
+    git("tag", "-a", "v1", "-m", "v1")
+    head = git("rev-parse", "HEAD").strip()
+    assert commit() == head
+    (tmp_path / "run").write_text("not tracked")
+    assert commit() == head
+    (tmp_path / "file").write_text("b")
+    assert commit() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -190,7 +192,8 @@ def train(
     model.to(device)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
     if folder is not None and not resume:
-        write_text(folder / "run.json", json.dumps(header, indent=1) + "\n")
+        described = {**header, "environment": environment(device)}
+        write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
     def start() -> None:
         pixels = math.prod(images.image_shape)
@@ -849,6 +852,26 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
         for older in folder.glob(OLDER_STATE):
             older.unlink()
     return folder
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run's numbers depend on besides its options: versions, device, threads, and the git commit of
+    the working directory, with "-dirty" where tracked files were changed; None where there is no git."""
+    # No monitor of the file system, which is a program that the directory's own settings name.
+    command = "git -c core.fsmonitor=false describe --always --dirty --abbrev=40 --exclude=*"
+    try:
+        git = subprocess.run(command.split(), capture_output=True, text=True, timeout=10, check=True)
+        commit = git.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "git_commit": commit,
+    }
 
 
 def _last_good(folder: Path | None, run: Run) -> str:
