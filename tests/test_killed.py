@@ -147,7 +147,6 @@ def killed(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_as_if_it_had_not_been(case, killed, tmp_path):
     """Weights, averages, codebooks, optimiser state and log, to the bit."""
@@ -162,7 +161,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(case, killed, tmp_path):
             assert torch.equal(whole[name], resumed[name]), f"'{name}' of {file} differs"
     headers = [read_header(run_folder(case, out) / STATE) for out in (tmp_path, parts)]
     assert headers[0]["step"] == EPOCHS * STEPS_PER_EPOCH
-    assert {**headers[0], "train": None} == {**headers[1], "train": None}
+    assert headers[0] == headers[1]
     assert (tmp_path / WEIGHTS).exists()
     logs = [(run_folder(case, out) / METRICS).read_text() for out in (tmp_path, parts)]
     assert logs[0] == logs[1]

@@ -1,8 +1,7 @@
 """Checkpoints: one safetensors file that names, configures and fills a model. Nothing in it is ever executed.
 
-The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info} and a checksum of header
-and tensors; the tensors are the state dict, with the prior's under "prior.". One file, so that writing it can
-be atomic.
+The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info, checksum}; the tensors
+are the state dict, with the prior's under "prior.". One file, so that writing it can be atomic.
 
 Beside it, priors/NAME.safetensors each hold one prior of the model, with the header {schema, vaezoo, prior,
 weights, info}: `weights` identifies the weights of the model that the prior belongs to.
@@ -73,8 +72,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         temporary.touch()
         permissions = temporary.stat().st_mode
-        text = json.dumps(header)
-        save_file(flat, temporary, metadata={"vaezoo": text, "checksum": _checksum(text, flat)})
+        whole = {**header, "checksum": _checksum(header, flat)}
+        # One entry, since safetensors writes several in any order.
+        save_file(flat, temporary, metadata={"vaezoo": json.dumps(whole)})
         temporary.chmod(permissions)  # save_file leaves the file to its owner alone, whatever the umask
 
 
@@ -105,21 +105,23 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of a file written by `write_tensors`, if it is still what was written."""
+    header = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     # Files from before there were checksums have none.
-    if "checksum" in metadata and metadata["checksum"] != _checksum(metadata.get("vaezoo", ""), tensors):
+    if "checksum" in header and header["checksum"] != _checksum(header, tensors):
         raise CheckpointError(f"{path} is damaged: by its checksum, its content is not what was written")
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """Finds what a disk or a network has changed; it is no protection against somebody who means harm."""
-    return hashlib.sha256(f"{header} {fingerprint(tensors)}".encode()).hexdigest()[:16]
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of tensors and header. It finds what a disk or a network has changed, and protects against no one who
+    means harm."""
+    text = json.dumps({key: value for key, value in header.items() if key != "checksum"})
+    return hashlib.sha256(f"{text} {fingerprint(tensors)}".encode()).hexdigest()[:16]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -226,9 +228,9 @@ def load(
         raise
     except VaezooError as error:
         raise CheckpointError(f"{where} cannot be loaded: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # what a header says may make a model fail in any way
         first_line = str(error).split("\n")[0]
-        raise CheckpointError(f"{where} cannot be loaded: {type(error).__name__}: {first_line}") from None
+        raise CheckpointError(f"{where} cannot be loaded: {type(error).__name__}: {first_line}") from error
     return model.to(device).eval()
 
 
