@@ -282,10 +282,10 @@ def test_a_damaged_state_is_refused_by_its_name(data, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_state(data, tmp_path):
-    """The state no longer fits, then not even a line of the log; resumed with more space, all is there."""
+    """No room for weights and state, then not even for a line of the log; with more, the run goes on."""
     options = {"checkpoint_seconds": 0, "log_steps": 1}
     whole = train(small(), data, out=tmp_path / "whole", **options)
-    for number, (limit, says) in enumerate([(4096, "state.safetensors"), (400, "metrics.jsonl")]):
+    for number, (limit, says) in enumerate([(4096, "safetensors"), (400, "metrics.jsonl")]):
         out, model = tmp_path / str(number), small()
         model.losses = FullDisk(model, 9, limit)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -311,6 +311,28 @@ class FullDisk:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, hard))
         return self.losses(x, progress)
+
+
+def test_a_run_that_dies_before_any_of_its_writes_loses_nothing(data, tmp_path, monkeypatch):
+    """Also between the state of the last step and the best weights."""
+    options = {"epochs": 1, "checkpoint_seconds": 0}
+    whole = train(small(), data, out=tmp_path / "whole", **options)
+    for fatal in range(2, 9):  # seven states and, with the last, the best weights
+        written = []
+
+        def write(path, *rest, fatal=fatal, written=written):
+            written.append(path)
+            if len(written) == fatal:
+                raise RuntimeError("power cut")
+            write_tensors(path, *rest)
+
+        out = tmp_path / str(fatal)
+        with monkeypatch.context() as patch:
+            patch.setattr("vaezoo.trainer.write_tensors", write)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(small(), data, out=out, **options)
+        train(small(seed=99), data, out=out, resume=True, **options)
+        assert_same(weights(vaezoo.load(out)), weights(whole.model))
 
 
 class Crash:
