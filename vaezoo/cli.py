@@ -198,17 +198,19 @@ def resume_training(args: argparse.Namespace) -> None:
         )
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
-        data, training = dict(header["info"]["data"]), dict(header["info"]["train"])
+        # An option that is newer than the run has its default, not what a recipe says.
+        training = TrainConfig.parse(header["info"]["train"], f"{args.resume}/run.json").model_dump()
         model = create(header["model"], **header["config"])
+        images = load_recorded(args.resume, dict(header["info"]["data"]), {}, args.device, None)
     except FileNotFoundError:
         raise CheckpointError(f"no run in {args.resume}: run.json is not there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, VaezooError):
-            raise
-        raise CheckpointError(f"{args.resume}/run.json is damaged: {error}") from None
-    images = load_recorded(args.resume, data, {}, args.device, None)
-    # Not the recipe's value, where an option is newer than the run.
-    training = {**TrainConfig().model_dump(mode="json"), **training}
+    except VaezooError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        said = (str(error).splitlines() or [repr(error)])[0]
+        raise CheckpointError(
+            f"{args.resume}/run.json is damaged, or what it says cannot be had here: {said}"
+        ) from error
     if args.epochs is not None:
         training["epochs"] = args.epochs
     run = train(model, images, out=args.resume, resume=True, device=args.device, **training)

@@ -754,6 +754,8 @@ class State:
         if not path.exists():
             raise CheckpointError(f"nothing to resume: {path} does not exist")
         header = read_header(path)
+        if not isinstance(header.get("train"), dict) or not isinstance(header.get("identity") or {}, dict):
+            raise CheckpointError(f"{path} has a damaged header")
         _refuse_changes(folder, header, config, identity)
         tensors = read_tensors(path, next(self.module.parameters()).device)
         run = self.run
@@ -761,21 +763,31 @@ class State:
             self.module.load_state_dict(_with_prefix(tensors, "model."))
             if config.weight_ema is not None:  # in the order of the parameters, which a file does not keep
                 self.average = {n: tensors[f"average.{n}"] for n, _ in self.module.named_parameters()}
+                _check_shapes(self.average, dict(self.module.named_parameters()))
             self.best = _with_prefix(tensors, "best.")
+            if self.best:
+                _check_shapes(self.best, self.module.state_dict())
             for group, optimizer in self.optimizers.items():
                 values: dict[int, dict[str, Tensor]] = {}
                 for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
                     index, _, name = key.partition(".")
                     values.setdefault(int(index), {})[name] = tensor
+                parameters = optimizer.param_groups[0]["params"]
+                for number, moments in values.items():  # the fused step does not check them
+                    p = parameters[number]
+                    _check_shapes(moments, {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p})
                 optimizer.load_state_dict(
                     {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
                 )
             run.steps, run.best_step = int(header["step"]), int(header["best_step"])
+            if not 0 <= run.best_step <= run.steps:
+                raise ValueError(f"step {run.steps}, and the best one is {run.best_step}")
             run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
-            self.log.steps = header["log"]
+            self.log.steps = {name: list(map(int, steps)) for name, steps in header["log"].items()}
             self.log.values = {name: list(tensors[f"log.{name}"]) for name in header["log"]}
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} does not belong to this model: {error}") from None
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            said = str(error).splitlines()[0] if str(error) else repr(error)
+            raise CheckpointError(f"{path} does not belong to this model: {said}") from None
         run.history = _read_log(folder / METRICS, run.steps)
         write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
 
@@ -817,7 +829,7 @@ def _refuse_changes(
     """A run that goes on with another model, other data or other options is not the same run."""
     options = json.loads(config.model_dump_json())
     # An option that is newer than the state was not set, so it had its default.
-    was = {**TrainConfig().model_dump(mode="json"), **(header.get("train") or {})}
+    was = {**TrainConfig().model_dump(mode="json"), **header["train"]}
     changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
     now = json.loads(json.dumps(identity or {}))
     changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]
@@ -826,6 +838,12 @@ def _refuse_changes(
             f"{folder} was begun with other options ({', '.join(changed)}), so it cannot be resumed with "
             "these; resume with the same ones, or start anew"
         )
+
+
+def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted({*found, *expected}):
+        if name not in found or name not in expected or found[name].shape != expected[name].shape:
+            raise ValueError(f"tensor '{name}' is missing, too many or of another shape")
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
