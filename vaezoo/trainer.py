@@ -178,7 +178,9 @@ def train(
 
     Raises:
         VaezooError: an unknown option, or images of another shape than the model's.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss that is not finite, or a device that is out of memory.
+        CheckpointError: a run that cannot be resumed, or a file that cannot be written.
+        KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM, after the step is done and the state written.
     """
     device = resolve_device(device)
     images = load_data(data, device=device)
