@@ -85,6 +85,35 @@ def test_flipped_bytes_in_the_header(saved):
     assert refusals > length / 7
 
 
+def test_a_changed_byte_of_the_tensors_is_found_by_the_checksum(saved):
+    content = bytearray(saved.read_bytes())
+    content[-3] ^= 4
+    saved.write_bytes(content)
+    refused(saved, f"{saved} is damaged: by its checksum")
+
+
+def test_a_header_that_says_something_else_is_found_by_the_checksum(saved):
+    content = saved.read_bytes()
+    assert content.count(b'\\"beta\\": 3.0') == 1
+    saved.write_bytes(content.replace(b'\\"beta\\": 3.0', b'\\"beta\\": 4.0'))
+    refused(saved, f"{saved} is damaged: by its checksum")
+
+
+def test_the_same_model_is_the_same_file(saved):
+    content = saved.read_bytes()
+    for _ in range(5):
+        assert vaezoo.save(vaezoo.load(saved), saved).read_bytes() == content
+
+
+def test_files_from_before_there_were_checksums_load(saved):
+    header, tensors = read_header(saved), safetensors.torch.load_file(saved)
+    del header["checksum"]
+    safetensors.torch.save_file(tensors, saved, metadata={"vaezoo": json.dumps(header)})
+    model = vaezoo.load(saved)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tensors[name])
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,6 +167,8 @@ def test_foreign_files(tmp_path):
             "tensor 'prior.cholesky' is missing in the file",
         ),
         ({"prior": {"name": "transformer", "config": {}}}, "TransformerPrior is a prior over code grids"),
+        ({"schema": 0}, "damaged header"),
+        ({"schema": True}, "damaged header"),
         (
             {"schema": 99, "vaezoo": "7.0"},
             "has schema 99, this version of vaezoo reads up to 1; it was written by vaezoo 7.0",
@@ -212,6 +243,25 @@ def test_a_failure_while_writing_leaves_the_previous_file(saved, monkeypatch):
         vaezoo.save(vaezoo.create("vae", **SMALL), saved)
     assert saved.read_bytes() == content
     assert os.listdir(saved.parent) == [WEIGHTS]
+
+
+def test_a_full_disk_leaves_the_previous_file(saved):
+    """The system refuses every byte beyond a limit, as it does on a full disk."""
+    content = saved.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
+    try:
+        with pytest.raises(
+            CheckpointError, match=rf"could not write {saved}: .*; the previous file.* intact"
+        ):
+            vaezoo.save(vaezoo.create("vae", **SMALL), saved)
+        with pytest.raises(CheckpointError, match=r"could not write .*run\.json"):
+            write_text(saved.parent / "run.json", "x" * len(content))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert saved.read_bytes() == content
+    assert os.listdir(saved.parent) == [WEIGHTS]
+    assert vaezoo.load(saved).config.beta == 3
 
 
 @pytest.mark.parametrize("when", ["replace", "fsync"])

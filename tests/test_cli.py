@@ -517,7 +517,8 @@ def test_compare_over_seeds(images, tmp_path, capsys):
 # --- Ctrl-C ---------------------------------------------------------------------------------------------
 
 
-def test_interrupted_training_is_resumed_to_the_same_weights(images, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_training_is_resumed_to_the_same_weights(number, code, images, tmp_path):
     arguments = [
         "train",
         "vae",
@@ -542,9 +543,9 @@ def test_interrupted_training_is_resumed_to_the_same_weights(images, tmp_path):
     deadline = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size > 1000) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     message = err.strip().splitlines()[-1]
     assert "stopped after step" in message
     assert f"vaezoo train --resume {tmp_path / 'stopped'}" in message

@@ -3,26 +3,41 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import vaezoo
-from vaezoo.checkpoint import REPORT, WEIGHTS, prior_file, prior_folder, read_header, read_tensors
+from vaezoo.checkpoint import (
+    REPORT,
+    WEIGHTS,
+    prior_file,
+    prior_folder,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, ResidentSplit
-from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, DataError, Terminated, TrainingError, VaezooError
 from vaezoo.latents import CODES, Latents, encode_all, encode_data
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
 from vaezoo.random import seeded
 from vaezoo.trainer import (
+    CUBLAS_WORKSPACE,
     METRICS,
     STATE,
     GroupConfig,
     TrainConfig,
+    environment,
     lr_factor,
     make_optimizers,
     normalize_gradients,
@@ -105,14 +120,15 @@ def test_the_users_random_state_is_left_alone(data):
 
 
 class StopAt:
-    """A Ctrl-C in the middle of the run, at a chosen step."""
+    """A signal, by default that of Ctrl-C, in the middle of the run, at a chosen step."""
 
-    def __init__(self, model, step):
-        self.losses, self.step, self.seen = model.losses, step, 0
+    def __init__(self, model, step, signals=(signal.SIGINT,)):
+        self.losses, self.step, self.signals = model.losses, step, signals
 
     def __call__(self, x, progress):
         if int(progress.step) == self.step and torch.is_grad_enabled():
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         return self.losses(x, progress)
 
 
@@ -130,6 +146,38 @@ def test_resume_is_invisible(name, step, data, tmp_path):
     for file in (WEIGHTS, STATE):
         assert_same(read_tensors(tmp_path / "whole" / file), read_tensors(tmp_path / "parts" / file))
     assert (tmp_path / "whole" / METRICS).read_text() == (tmp_path / "parts" / METRICS).read_text()
+
+
+def test_sigterm_is_a_ctrl_c_that_exits_with_143(data, tmp_path):
+    """As schedulers send it before they kill. Handlers are put back; a second signal does not wait."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    whole = train(small(), data)
+    model = small()
+    model.losses = StopAt(model, 9, [signal.SIGTERM])
+    with pytest.raises(SystemExit, match=r"stopped after step 10 of 21; go on with .*--resume") as stopped:
+        train(model, data, out=tmp_path)
+    assert isinstance(stopped.value, Terminated)
+    assert stopped.value.code == 143
+    assert read_header(tmp_path / STATE)["step"] == 10
+    for second, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
+        model = small()
+        model.losses = StopAt(model, 15, [signal.SIGTERM, second])
+        with pytest.raises(error, match="within a step"):
+            train(model, data, out=tmp_path, resume=True)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    run = train(small(seed=99), data, out=tmp_path, resume=True)
+    assert_same(weights(run.model), weights(whole.model))
+
+
+def test_an_option_that_is_newer_than_the_state_had_its_default(data, tmp_path):
+    train(small(), data, out=tmp_path, epochs=1)
+    header, tensors = read_header(tmp_path / STATE), read_tensors(tmp_path / STATE)
+    del header["train"]["normalize_gradients"], header["train"]["groups"]
+    write_tensors(tmp_path / STATE, tensors, header)
+    with pytest.raises(CheckpointError, match=r"other options \(normalize_gradients\)"):
+        train(small(), data, out=tmp_path, epochs=2, resume=True, normalize_gradients=True)
+    run = train(small(), data, out=tmp_path, epochs=2, resume=True)
+    assert_same(weights(run.model), weights(train(small(), data, epochs=2).model))
 
 
 def test_prior_training_resumes_exactly(data, tmp_path):
@@ -208,6 +256,85 @@ def test_state_is_written_within_an_epoch(data, tmp_path):
     assert_same(weights(run.model), weights(whole.model))
 
 
+def test_the_last_states_are_kept_and_a_run_goes_on_from_each(data, tmp_path):
+    whole = train(small(), data)
+    options = {"out": tmp_path, "checkpoint_seconds": 0, "keep_last": 3}
+    train(small(), data, **options)
+    kept = sorted(tmp_path.glob("state-*"))
+    assert [file.name for file in kept] == [f"state-{step:09}.safetensors" for step in (19, 20, 21)]
+    assert [read_header(file)["step"] for file in kept] == [19, 20, 21]
+    kept[0].replace(tmp_path / STATE)
+    run = train(small(), data, resume=True, **{**options, "keep_last": 2})
+    assert_same(weights(run.model), weights(whole.model))
+    assert sorted(tmp_path.glob("state-*")) == kept[1:]
+    (tmp_path / STATE).unlink()
+    train(small(), data, epochs=1, out=tmp_path)
+    assert not list(tmp_path.glob("state-*")), "of the run that was there before"
+
+
+def test_a_damaged_state_is_refused_by_its_name(data, tmp_path):
+    train(small(), data, out=tmp_path, epochs=1)
+    content = bytearray((tmp_path / STATE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path / STATE} is damaged: by its checksum"):
+        train(small(), data, out=tmp_path, epochs=2, resume=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_state(data, tmp_path):
+    """No room for weights and state, then not even for a line of the log; with more, the run goes on."""
+    options = {"checkpoint_seconds": 0, "log_steps": 1}
+    whole = train(small(), data, out=tmp_path / "whole", **options)
+    for number, (limit, says) in enumerate([(4096, "safetensors"), (400, "metrics.jsonl")]):
+        out, model = tmp_path / str(number), small()
+        model.losses = FullDisk(model, 9, limit)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            with pytest.raises(CheckpointError, match=f"could not write .*{says}.* intact"):
+                train(model, data, out=out, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert read_header(out / STATE)["step"] == 9
+        run = train(small(), data, out=out, resume=True, **options)
+        assert_same(weights(run.model), weights(whole.model))
+        assert (out / METRICS).read_text() == (tmp_path / "whole" / METRICS).read_text()
+
+
+class FullDisk:
+    """From a step on, no file may be larger than `limit` bytes."""
+
+    def __init__(self, model, step, limit):
+        self.losses, self.step, self.limit = model.losses, step, limit
+
+    def __call__(self, x, progress):
+        if int(progress.step) == self.step and torch.is_grad_enabled():
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, hard))
+        return self.losses(x, progress)
+
+
+def test_a_run_that_dies_before_any_of_its_writes_loses_nothing(data, tmp_path, monkeypatch):
+    """Also between the state of the last step and the best weights."""
+    options = {"epochs": 1, "checkpoint_seconds": 0}
+    whole = train(small(), data, out=tmp_path / "whole", **options)
+    for fatal in range(2, 9):  # seven states and, with the last, the best weights
+        written = []
+
+        def write(path, *rest, fatal=fatal, written=written):
+            written.append(path)
+            if len(written) == fatal:
+                raise RuntimeError("power cut")
+            write_tensors(path, *rest)
+
+        out = tmp_path / str(fatal)
+        with monkeypatch.context() as patch:
+            patch.setattr("vaezoo.trainer.write_tensors", write)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(small(), data, out=out, **options)
+        train(small(seed=99), data, out=out, resume=True, **options)
+        assert_same(weights(vaezoo.load(out)), weights(whole.model))
+
+
 class Crash:
     """A run that dies at a step."""
 
@@ -267,6 +394,53 @@ def test_a_longer_run_goes_on_from_a_shorter_one(data, tmp_path):
     assert whole.steps == 3 * 7  # 243 training images in batches of 32, the rest of each epoch left out
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_holds_within_the_run_and_is_put_back(before, data, monkeypatch):
+    """On the CPU it changes no number. It ends with the run, also with one that fails."""
+    if before:
+        monkeypatch.setenv(CUBLAS_WORKSPACE, ":16:8")
+    else:
+        monkeypatch.delenv(CUBLAS_WORKSPACE, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+    def settings():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+            os.environ.get(CUBLAS_WORKSPACE),
+        )
+
+    seen, outside = set(), settings()
+
+    class Spy(Crash):
+        def __call__(self, x, progress):
+            seen.add(settings())
+            return super().__call__(x, progress)
+
+    runs = []
+    for deterministic in (False, True):
+        model = small("vq_vae")
+        model.losses = Spy(model, -1)
+        runs.append(train(model, data, deterministic=deterministic, epochs=1))
+        assert settings() == outside
+    assert seen == {outside, (True, False, False, ":16:8" if before else ":4096:8")}
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    model.losses = Crash(small(), 3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(model, data, deterministic=True)
+    assert settings() == outside
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_deterministic_runs_are_the_same_on_cuda(name, data):
+    options = {"device": "cuda", "deterministic": True}
+    runs = [train(small(name), data.to("cuda"), **options) for _ in range(2)]
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    assert runs[0].history == runs[1].history
+
+
 class Poisoned:
     """A model whose rate becomes NaN at a step."""
 
@@ -292,6 +466,65 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_best_weights(data, tmp_p
     good = small()
     train(good, data, epochs=2)
     assert_same(weights(kept), weights(good))
+
+
+def test_out_of_memory_says_what_to_lower_and_keeps_the_best_weights(data, tmp_path):
+    class Full(Crash):
+        def __call__(self, x, progress):
+            if int(progress.step) == self.step and torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nMore.")
+            return self.losses(x, progress)
+
+    model = small()
+    model.losses = Full(model, 17)
+    with pytest.raises(TrainingError) as error:
+        train(model, data, out=tmp_path)
+    said = str(error.value)
+    for part in ("step 17", "lower batch_size", "batch_size=32", "bf16", "of step 14, are in", "7 GiB"):
+        assert part in said
+    assert "\n" not in said
+    assert_same(weights(vaezoo.load(tmp_path)), weights(train(small(), data, epochs=2).model))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["size", "bytes"])
+def test_an_image_that_is_broken_during_the_run_is_named(images, workers, damage, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i, image in enumerate(images[:60]):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i:02}.png")
+    data = vaezoo.load_data(folder, channels=1, memory_limit_gb=0)
+    broken = data.train._files[len(data.train) // 2]
+    model = small("ae")
+
+    class Break(Crash):
+        def __call__(self, x, progress):
+            if int(progress.step) == self.step and torch.is_grad_enabled():
+                if damage == "size":
+                    Image.new("L", (9, 8)).save(broken)
+                else:
+                    broken.write_bytes(broken.read_bytes()[:60])
+            return self.losses(x, progress)
+
+    options = {"batch_size": 8, "epochs": 5, "workers": workers}
+    model.losses = Break(model, 11)
+    with pytest.raises(DataError) as error:
+        train(model, data, out=out, **options)
+    assert str(error.value).startswith(str(broken))
+    assert "\n" not in str(error.value)
+    assert all(p.isfinite().all() for p in vaezoo.load(out).parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_single_image_of_each_split_is_enough(name, images, tmp_path):
+    data = vaezoo.load_data(images[:3])
+    assert [len(split) for split in data.splits.values()] == [1, 1, 1]
+    with pytest.raises(DataError, match="batch_size=128 is more than the 1 images of the split"):
+        train(small(name), data, batch_size=128)
+    run = train(small(name), data, batch_size=1, epochs=2, out=tmp_path)
+    assert math.isfinite(run.best_loss)
+    with pytest.raises(DataError, match="of 1 images leaves none for train"):
+        train(small(name), images[:1])
 
 
 def test_validation_counts_every_image_once(data):
@@ -843,12 +1076,44 @@ def test_latents_are_stored_compactly_and_in_order(data):
         assert torch.equal(level[:5].long(), wanted)
 
 
-def test_run_folder_documents_itself(data, tmp_path):
+def test_run_folder_documents_itself(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     train(small(), data, out=tmp_path, epochs=1)
     header = json.loads((tmp_path / "run.json").read_text())
     assert header["model"] == "vae"
     assert header["info"]["train"]["batch_size"] == 32
     assert header["info"]["data"]["fingerprint"]
+    assert header["vaezoo"] == vaezoo.__version__
+    made = header["environment"]
+    assert (made["torch"], made["device"]) == (torch.__version__, "cpu")
+    assert made["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert made["git_commit"] is None, "the test's folder is in no repository"
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert {"step", "epoch", "validation/loss", "validation/rate"} <= lines[-1].keys()
     assert not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_git_commit_of_the_working_directory(tmp_path, monkeypatch):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *author, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def commit():
+        return environment(torch.device("cpu"))["git_commit"]
+
+    monkeypatch.chdir(tmp_path)
+    git("init")
+    assert commit() is None, "there is no commit yet"
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "-m", "a")
+    git("tag", "-a", "v1", "-m", "v1")
+    head = git("rev-parse", "HEAD").strip()
+    assert commit() == head
+    (tmp_path / "run").write_text("not tracked")
+    assert commit() == head
+    (tmp_path / "file").write_text("b")
+    assert commit() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None

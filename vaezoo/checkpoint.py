@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file that names, configures and fills a model. Nothing in it is ever executed.
 
-The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info}; the tensors are the
-state dict, with the prior's under "prior.". One file, so that writing it can be atomic.
+The file's metadata holds a JSON header {schema, vaezoo, model, config, prior, info, checksum}; the tensors
+are the state dict, with the prior's under "prior.". One file, so that writing it can be atomic.
 
 Beside it, priors/NAME.safetensors each hold one prior of the model, with the header {schema, vaezoo, prior,
 weights, info}: `weights` identifies the weights of the model that the prior belongs to.
@@ -54,6 +54,12 @@ def _atomically(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left in a folder."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     with _atomically(path) as temporary:
@@ -66,7 +72,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         flat = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         temporary.touch()
         permissions = temporary.stat().st_mode
-        save_file(flat, temporary, metadata={"vaezoo": json.dumps(header)})
+        whole = {**header, "checksum": _checksum(header, flat)}
+        # One entry, since safetensors writes several in any order.
+        save_file(flat, temporary, metadata={"vaezoo": json.dumps(whole)})
         temporary.chmod(permissions)  # save_file leaves the file to its owner alone, whatever the umask
 
 
@@ -85,7 +93,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads(metadata["vaezoo"])
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} has a damaged header") from None
-    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+    if not isinstance(header, dict) or type(header.get("schema")) is not int or header["schema"] < 1:
         raise CheckpointError(f"{path} has a damaged header")
     if header["schema"] > SCHEMA:
         raise CheckpointError(
@@ -95,17 +103,25 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu", prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a file written by `write_tensors`, if it is still what was written."""
+    header = read_header(path)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {
-                name[len(prefix) :]: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - the file itself is not iterable
-                if name.startswith(prefix)
-            }
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+    # Files from before there were checksums have none.
+    if "checksum" in header and header["checksum"] != _checksum(header, tensors):
+        raise CheckpointError(f"{path} is damaged: by its checksum, its content is not what was written")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of tensors and header. It finds what a disk or a network has changed, and protects against no one who
+    means harm."""
+    text = json.dumps({key: value for key, value in header.items() if key != "checksum"})
+    return hashlib.sha256(f"{text} {fingerprint(tensors)}".encode()).hexdigest()[:16]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -212,9 +228,9 @@ def load(
         raise
     except VaezooError as error:
         raise CheckpointError(f"{where} cannot be loaded: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # what a header says may make a model fail in any way
         first_line = str(error).split("\n")[0]
-        raise CheckpointError(f"{where} cannot be loaded: {type(error).__name__}: {first_line}") from None
+        raise CheckpointError(f"{where} cannot be loaded: {type(error).__name__}: {first_line}") from error
     return model.to(device).eval()
 
 

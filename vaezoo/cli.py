@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vaezoo.errors import VaezooError
+from vaezoo.errors import Terminated, VaezooError
 
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder
@@ -184,7 +184,7 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
     from vaezoo.registry import create
-    from vaezoo.trainer import train
+    from vaezoo.trainer import TrainConfig, train
 
     given = [
         k
@@ -198,15 +198,19 @@ def resume_training(args: argparse.Namespace) -> None:
         )
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
-        data, training = dict(header["info"]["data"]), dict(header["info"]["train"])
+        # An option that is newer than the run has its default, not what a recipe says.
+        training = TrainConfig.parse(header["info"]["train"], f"{args.resume}/run.json").model_dump()
         model = create(header["model"], **header["config"])
+        images = load_recorded(args.resume, dict(header["info"]["data"]), {}, args.device, None)
     except FileNotFoundError:
         raise CheckpointError(f"no run in {args.resume}: run.json is not there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, VaezooError):
-            raise
-        raise CheckpointError(f"{args.resume}/run.json is damaged: {error}") from None
-    images = load_recorded(args.resume, data, {}, args.device, None)
+    except VaezooError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        said = (str(error).splitlines() or [repr(error)])[0]
+        raise CheckpointError(
+            f"{args.resume}/run.json is damaged, or what it says cannot be had here: {said}"
+        ) from error
     if args.epochs is not None:
         training["epochs"] = args.epochs
     run = train(model, images, out=args.resume, resume=True, device=args.device, **training)
@@ -574,6 +578,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"vaezoo {args.command}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
+    except Terminated as end:
+        print(f"vaezoo {args.command}: {end}", file=sys.stderr)
+        return 143
     return 0
 
 

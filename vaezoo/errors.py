@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -24,6 +25,17 @@ class DataError(VaezooError):
 
 class TrainingError(VaezooError):
     """A run that cannot go on: a loss that is not finite, a batch that does not fit."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM in a run: what `Ctrl-C` is, but the process that does not catch it exits with 143."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +31,7 @@ from vaezoo.checkpoint import (
     prior_folder,
     read_header,
     read_tensors,
+    remove_unfinished,
     save,
     save_prior,
     weights_file,
@@ -35,7 +40,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import BaseConfig, split_options
 from vaezoo.data import ImageData, Loader, load_data
-from vaezoo.errors import CheckpointError, TrainingError, VaezooError
+from vaezoo.errors import CheckpointError, DataError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.latents import Latents, encode_data, labels_for
 from vaezoo.objective import Loss, Progress
@@ -44,11 +49,17 @@ from vaezoo.random import derive, reseed, seeded
 from vaezoo.registry import MODELS
 
 STATE = "state.safetensors"
+OLDER_STATE = "state-*.safetensors"
 METRICS = "metrics.jsonl"
 INITIALIZATION_IMAGES, INITIALIZATION_PIXELS = 1024, 2**22
 
 #: Added to the norms that gradients are divided by, so that a gradient of zeros stays one (as in their code).
 SMALLEST_NORM = 1e-7
+
+#: Without it set to a fixed size, cuBLAS may add in another order from run to run.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+IF_NOT_FINITE = "; lower lr, or set clip=1"
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -88,6 +99,9 @@ class TrainConfig(BaseConfig):
     )
     bf16: bool = Field(False, description="autocast the networks to bfloat16")
     compile: bool = Field(False, description="torch.compile the losses")
+    deterministic: bool = Field(
+        False, description="on a GPU, the same result every time: only operations for which torch promises it"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better validation loss"
     )
@@ -96,6 +110,9 @@ class TrainConfig(BaseConfig):
     )
     log_steps: int = Field(50, ge=1, description="steps between two lines of the log")
     checkpoint_seconds: float = Field(30.0, ge=0, description="write the run's state at most this often")
+    keep_last: int = Field(
+        1, ge=1, description="states to keep; with more than 1, each also as state-STEP.safetensors"
+    )
     workers: int = Field(0, ge=0, description="processes that read images, for data that is streamed")
     seed: int = Field(0, ge=0, description="seed of the order of the data and of all noise")
 
@@ -162,7 +179,9 @@ def train(
 
     Raises:
         VaezooError: an unknown option, or images of another shape than the model's.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss that is not finite, or a device that is out of memory.
+        CheckpointError: a run that cannot be resumed, or a file that cannot be written.
+        KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM, after the step is done and the state written.
     """
     device = resolve_device(device)
     images = load_data(data, device=device)
@@ -176,7 +195,8 @@ def train(
     model.to(device)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
     if folder is not None and not resume:
-        write_text(folder / "run.json", json.dumps(header, indent=1) + "\n")
+        described = {**header, "environment": environment(device)}
+        write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
     def start() -> None:
         pixels = math.prod(images.image_shape)
@@ -350,7 +370,8 @@ def fit(
     if resume and folder is not None:
         state.restore(folder, config, identity)
     else:
-        start()
+        with _deterministic(config.deterministic):
+            start()
         if config.weight_ema is not None:
             state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
     stop = out_of_patience(run, config, loader.steps_per_epoch)
@@ -365,7 +386,13 @@ def fit(
         unit="step",
         disable=not progress if progress is not None else None,
     )
-    with seeded(0, device), deferred_interrupt() as interrupted, bar, _kept_on_failure(state, folder, header):
+    with (
+        seeded(0, device),
+        _deterministic(config.deterministic),
+        deferred_interrupt() as interruption,
+        bar,
+        _explained(state, folder, header, config),
+    ):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps if not stop else run.steps):
             began = time.monotonic()
@@ -408,7 +435,7 @@ def fit(
                     if not math.isfinite(losses["loss"]):
                         raise TrainingError(
                             f"the validation loss became {losses['loss']} after step {run.steps} "
-                            f"(epoch {epoch + 1}){_last_good(folder, run)}"
+                            f"(epoch {epoch + 1}){_last_good(folder, run)}{IF_NOT_FINITE}"
                         )
                     log.line(
                         {
@@ -422,13 +449,15 @@ def fit(
                         state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
-            if folder is not None and (due or stop or interrupted() or run.steps == total_steps):
-                state.write(folder, config, identity)
+            stopped_by = interruption.by  # read once, or a signal between the two uses would cost the state
+            if folder is not None and (due or stop or stopped_by or run.steps == total_steps):
+                # In this order: whenever the process dies, the state is not ahead of the best weights.
                 state.write_best(folder, header)
+                state.write(folder, config, identity)
                 last_checkpoint = time.monotonic()
-            if interrupted():
+            if stopped_by:
                 where = f"; go on with {how_to_resume}" if folder else ""
-                raise KeyboardInterrupt(f"stopped after step {run.steps} of {total_steps}{where}")
+                raise stopped_by(f"stopped after step {run.steps} of {total_steps}{where}")
             if stop:
                 break
 
@@ -546,46 +575,73 @@ class Log:
             step, _, name, value = min(wrong)
             raise TrainingError(
                 f"loss term '{name}' became {value} at step {step} (epoch {self.epoch + 1})"
-                f"{_last_good(self.folder, self.run)}"
+                f"{_last_good(self.folder, self.run)}{IF_NOT_FINITE}"
             )
         return found
 
     def line(self, entry: dict[str, Any]) -> None:
         self.run.history.append(entry)
         if self.folder is not None:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            path = self.folder / METRICS
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise CheckpointError(
+                    f"could not write {path}: {error}; the last state is intact, so the run can be resumed"
+                ) from error
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C inside waits for the end of the step; a second one does not wait."""
-    hit = threading.Event()
+def deferred_interrupt() -> Iterator[Interruption]:
+    """Ctrl-C and SIGTERM inside wait for the end of the step; a second one does not wait."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield hit.is_set
+        yield interruption
         return
-
-    def handler(signum: int, frame: Any) -> None:
-        if hit.is_set():
-            raise KeyboardInterrupt
-        hit.set()
-
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, interruption.receive) for number in Interruption.SIGNALS}
     try:
-        yield hit.is_set
+        yield interruption
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Interruption:
+    """By which exception the run was asked to end; None as long as it was not."""
+
+    #: What Ctrl-C sends, and what schedulers and container engines send some seconds before they kill.
+    SIGNALS: Mapping[int, type[KeyboardInterrupt] | type[Terminated]] = {
+        signal.SIGINT: KeyboardInterrupt,
+        signal.SIGTERM: Terminated,
+    }
+
+    def __init__(self) -> None:
+        self.by: type[KeyboardInterrupt] | type[Terminated] | None = None
+
+    def receive(self, number: int, frame: Any) -> None:
+        if self.by:
+            raise self.SIGNALS[number]("stopped within a step")
+        self.by = self.SIGNALS[number]
 
 
 @contextmanager
-def _kept_on_failure(state: State, folder: Path | None, header: Mapping[str, Any] | None) -> Iterator[None]:
-    """A run that fails inside leaves the best weights so far in its folder."""
+def _explained(
+    state: State, folder: Path | None, header: Mapping[str, Any] | None, config: TrainConfig
+) -> Iterator[None]:
+    """A run that fails inside leaves the best weights so far in its folder, and says what to do."""
     try:
         yield
-    except TrainingError:
+    except (TrainingError, DataError, torch.cuda.OutOfMemoryError) as error:
         if folder is not None:
             state.write_best(folder, header)
-        raise
+        if isinstance(error, VaezooError):
+            raise
+        raise TrainingError(
+            f"the device ran out of memory at step {state.run.steps}, with batch_size={config.batch_size}; "
+            f"lower batch_size or the size of the networks or images, or set bf16=True"
+            f"{_last_good(folder, state.run)} ({str(error).splitlines()[0]})"
+        ) from error
 
 
 @contextmanager
@@ -608,6 +664,28 @@ def _copy(module: nn.Module, values: Mapping[str, Tensor]) -> None:
         parameter.copy_(values[name])
 
 
+@contextmanager
+def _deterministic(enabled: bool) -> Iterator[None]:
+    """Inside, torch refuses operations that may give another result the next time. On the CPU there are none
+    in the zoo, so this is about GPUs."""
+    if not enabled:
+        yield
+        return
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time, which varies
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[CUBLAS_WORKSPACE]
+
+
 def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
@@ -621,6 +699,7 @@ _FREE_TO_CHANGE = (
     "patience",
     "patience_after",
     "checkpoint_seconds",
+    "keep_last",
     "workers",
     "log_steps",
     "compile",
@@ -666,6 +745,8 @@ class State:
             "identity": identity,
         }
         write_tensors(folder / STATE, tensors, header)
+        if config.keep_last > 1:
+            _keep(folder / STATE, folder / OLDER_STATE.replace("*", f"{run.steps:09}"), config.keep_last)
 
     def write_best(self, folder: Path, header: Mapping[str, Any] | None) -> None:
         if self.best and header is not None:
@@ -677,6 +758,8 @@ class State:
         if not path.exists():
             raise CheckpointError(f"nothing to resume: {path} does not exist")
         header = read_header(path)
+        if not isinstance(header.get("train"), dict) or not isinstance(header.get("identity") or {}, dict):
+            raise CheckpointError(f"{path} has a damaged header")
         _refuse_changes(folder, header, config, identity)
         tensors = read_tensors(path, next(self.module.parameters()).device)
         run = self.run
@@ -684,24 +767,64 @@ class State:
             self.module.load_state_dict(_with_prefix(tensors, "model."))
             if config.weight_ema is not None:  # in the order of the parameters, which a file does not keep
                 self.average = {n: tensors[f"average.{n}"] for n, _ in self.module.named_parameters()}
+                _check_shapes(self.average, dict(self.module.named_parameters()))
             self.best = _with_prefix(tensors, "best.")
+            if self.best:
+                _check_shapes(self.best, self.module.state_dict())
             for group, optimizer in self.optimizers.items():
                 values: dict[int, dict[str, Tensor]] = {}
                 for key, tensor in _with_prefix(tensors, f"optimizer.{group}.").items():
                     index, _, name = key.partition(".")
                     values.setdefault(int(index), {})[name] = tensor
+                parameters = optimizer.param_groups[0]["params"]
+                for number, moments in values.items():  # the fused step does not check them
+                    p = parameters[number]
+                    _check_shapes(moments, {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p})
                 optimizer.load_state_dict(
                     {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
                 )
             run.steps, run.best_step = int(header["step"]), int(header["best_step"])
+            if not 0 <= run.best_step <= run.steps:
+                raise ValueError(f"step {run.steps}, and the best one is {run.best_step}")
             run.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
-            self.log.steps = header["log"]
+            self.log.steps = {name: list(map(int, steps)) for name, steps in header["log"].items()}
             self.log.values = {name: list(tensors[f"log.{name}"]) for name in header["log"]}
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} does not belong to this model: {error}") from None
-        lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
-        run.history = [entry for entry in map(json.loads, lines) if entry["step"] <= run.steps]
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            said = str(error).splitlines()[0] if str(error) else repr(error)
+            raise CheckpointError(f"{path} does not belong to this model: {said}") from None
+        run.history = _read_log(folder / METRICS, run.steps)
         write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+
+
+def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The lines up to a step. What comes after was logged after the state was written, and by a process that
+    was killed, perhaps in the middle of a line."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            if entry["step"] > steps:
+                break
+        except (ValueError, TypeError, KeyError):
+            break
+        entries.append(entry)
+    return entries
+
+
+def _keep(state: Path, name: Path, count: int) -> None:
+    """Keep a state under a name of its own, too, and of all that are kept so only the `count` newest."""
+    try:
+        name.unlink(missing_ok=True)
+        try:
+            os.link(state, name)  # costs nothing; the next state does not touch it
+        except OSError:  # not on every file system
+            shutil.copy2(state, name)
+        # By the time of writing: after going back to an older state, steps that are higher may be older.
+        kept = sorted(name.parent.glob(OLDER_STATE), key=lambda path: path.stat().st_mtime_ns)
+        for old in kept[:-count]:
+            old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"could not keep {name}: {error}; {state} is intact") from error
 
 
 def _refuse_changes(
@@ -709,7 +832,8 @@ def _refuse_changes(
 ) -> None:
     """A run that goes on with another model, other data or other options is not the same run."""
     options = json.loads(config.model_dump_json())
-    was: dict[str, Any] = header.get("train") or {}
+    # An option that is newer than the state was not set, so it had its default.
+    was = {**TrainConfig().model_dump(mode="json"), **header["train"]}
     changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
     now = json.loads(json.dumps(identity or {}))
     changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]
@@ -718,6 +842,12 @@ def _refuse_changes(
             f"{folder} was begun with other options ({', '.join(changed)}), so it cannot be resumed with "
             "these; resume with the same ones, or start anew"
         )
+
+
+def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted({*found, *expected}):
+        if name not in found or name not in expected or found[name].shape != expected[name].shape:
+            raise ValueError(f"tensor '{name}' is missing, too many or of another shape")
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -737,17 +867,39 @@ def _open_folder(out: str | Path | None, resume: bool, replace: bool = False) ->
             "or choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     if not resume:
         for name in (STATE, METRICS, *([REPORT] if replace else [])):  # a report is of what is replaced
             (folder / name).unlink(missing_ok=True)
+        for older in folder.glob(OLDER_STATE):
+            older.unlink()
     return folder
 
 
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run's numbers depend on besides its options: versions, device, threads, and the git commit of
+    the working directory, with "-dirty" where tracked files were changed; None where there is no git."""
+    # No monitor of the file system, which is a program that the directory's own settings name.
+    command = "git -c core.fsmonitor=false describe --always --dirty --abbrev=40 --exclude=*"
+    try:
+        git = subprocess.run(command.split(), capture_output=True, text=True, timeout=10, check=True)
+        commit = git.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "git_commit": commit,
+    }
+
+
 def _last_good(folder: Path | None, run: Run) -> str:
-    advice = "; lower lr, or set clip=1"
     if run.best_step and folder is not None:
-        return f"; the best weights so far, of step {run.best_step}, are in {folder}{advice}"
-    return advice
+        return f"; the best weights so far, of step {run.best_step}, are in {folder}"
+    return ""
 
 
 # --- Data -----------------------------------------------------------------------------------------------

@@ -89,8 +89,13 @@ class Loader:
             # DataLoader draws a seed for its workers: from here, so that training's own draws stay the same.
             generator=generator(derive(self.seed, "workers", epoch), "cpu"),
         )
-        for batch in images:
-            yield batch.to(device, non_blocking=on_cuda).float().div_(255)
+        try:
+            for batch in images:
+                yield batch.to(device, non_blocking=on_cuda).float().div_(255)
+        except DataError as error:
+            # From a worker it comes with the worker's traceback before what it says.
+            sentence = str(error).strip().splitlines()[-1]
+            raise DataError(sentence.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from None
 
 
 class _Images(Dataset[Tensor]):
