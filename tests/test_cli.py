@@ -10,13 +10,26 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vaezoo
 from vaezoo.checkpoint import WEIGHTS, read_header, read_tensors
 from vaezoo.cli import main, parse, parse_options, parse_value
 
-COMMANDS = ["list", "info", "train", "fit-prior", "evaluate", "sample", "traverse", "interpolate", "compare"]
+COMMANDS = [
+    "list",
+    "info",
+    "train",
+    "fit-prior",
+    "evaluate",
+    "sample",
+    "traverse",
+    "interpolate",
+    "export",
+    "push",
+    "compare",
+]
 SMALL = ["latent_dim=2", 'network_options={"hidden": [8]}']
 
 
@@ -561,3 +574,34 @@ def test_interrupted_training_is_resumed_to_the_same_weights(number, code, image
         assert all(stopped[key].equal(whole[key]) for key in whole), name
     lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("stopped", "whole")]
     assert lines[0] == lines[1]
+
+
+def test_watched_training_writes_pictures_and_the_same_weights(ae, images, tmp_path):
+    """As the fixture `ae`, with callbacks, and then on."""
+    pytest.importorskip("tensorboard")
+    out = tmp_path / "run"
+    options = [*SMALL, "--data", images, "--batch-size", 32, "--out", out]
+    watch = ["--tensorboard", "--pictures", 2]
+    assert run("train", "ae", *options, "--epochs", 1, *watch) == 0
+    a, b = (read_tensors(folder / WEIGHTS) for folder in (ae, out))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert not (out / "pictures").exists()
+    assert run("train", "--resume", out, "--epochs", 2, *watch) == 0
+    assert [path.name for path in (out / "pictures").iterdir()] == ["reconstructions_0002.png"]
+    assert len(list((out / "tensorboard").iterdir())) == 2
+
+
+def test_export_and_push(ae, tmp_path, capsys):
+    assert run("export", ae, "--format", "torch", "--out", tmp_path / "programs") == 0
+    files = capsys.readouterr().out.split()
+    assert files == [str(tmp_path / "programs" / f"{part}.pt2") for part in ("encoder", "decoder")]
+    x = torch.rand(3, 1, 8, 8)
+    encoder, decoder = (torch.export.load(file).module() for file in files)
+    torch.testing.assert_close(decoder(encoder(x)), vaezoo.load(ae).reconstruct(x))
+    assert run("push", ae, tmp_path / "shared") == 0
+    assert capsys.readouterr().out == f"to load it: vaezoo.load('{tmp_path / 'shared'}')\n"
+    assert vaezoo.load(tmp_path / "shared").config == vaezoo.load(ae).config
+    assert "is there already and not empty" in refused(capsys, "push", ae, tmp_path / "shared")
+    assert "is not an address on the Hugging Face hub" in refused(capsys, "push", ae, "hf://name")
+    assert "get it into a folder first" in refused(capsys, "evaluate", "hf://user/name")

@@ -95,7 +95,14 @@ def check_names(code: str) -> None:
             if called == "vaezoo.create" and isinstance(node.args[0], ast.Constant):
                 assert given <= set(MODELS.get(node.args[0].value).Config.model_fields)
             if called == "vaezoo.train":
-                assert given <= {*TrainConfig.model_fields, "out", "resume", "device", "progress"}
+                assert given <= {
+                    *TrainConfig.model_fields,
+                    "out",
+                    "resume",
+                    "device",
+                    "progress",
+                    "callbacks",
+                }
 
 
 @page

@@ -36,6 +36,8 @@ _NAMES = {
     "load_data": "vaezoo.data",
     "evaluate": "vaezoo.evaluation",
     "compare": "vaezoo.comparison",
+    "export": "vaezoo.exporting",
+    "push": "vaezoo.sharing",
 }
 
 __all__ = [
@@ -48,10 +50,12 @@ __all__ = [
     "create",
     "describe",
     "evaluate",
+    "export",
     "fit_prior",
     "list_models",
     "load",
     "load_data",
+    "push",
     "register",
     "save",
     "train",
@@ -64,8 +68,10 @@ if TYPE_CHECKING:
     from vaezoo.data import load_data
     from vaezoo.errors import VaezooError
     from vaezoo.evaluation import evaluate
+    from vaezoo.exporting import export
     from vaezoo.objective import Loss, Progress
     from vaezoo.registry import create, describe, list_models, register
+    from vaezoo.sharing import push
     from vaezoo.trainer import fit_prior, train
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vaezoo import __version__
 from vaezoo.autoencoder import Autoencoder
 from vaezoo.errors import CheckpointError, VaezooError, unknown
+from vaezoo.hub import fetch, is_address
 from vaezoo.priors import PRIORS, Prior
 from vaezoo.registry import MODELS, create
 
@@ -60,10 +61,15 @@ def remove_unfinished(folder: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     with _atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in the same way."""
+    write_bytes(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -203,7 +209,8 @@ def load(
     """Restore a model, its config and its prior.
 
     Args:
-        path: a run folder or a .safetensors file.
+        path: a run folder, a .safetensors file, or "hf://user/name" on the Hugging Face hub, which needs
+            `pip install 'vaezoo[hub]'`; "hf://user/name@revision" is a branch, tag or commit of it.
         device: where to put the model.
         prior: one of the priors that `fit_prior` keeps beside the model, by name (`priors_beside(path)`), the
             model's own included; None: the one that was fitted last.
@@ -213,6 +220,8 @@ def load(
         CheckpointError: the file is missing, damaged, foreign, or does not fit this version or those modules;
             there is no such prior, or it belongs to other weights. Nothing in a file is executed.
     """
+    if is_address(path):
+        path = fetch(str(path), [WEIGHTS, *([f"{PRIORS_FOLDER}/*.safetensors"] if prior else [])])
     path = weights_file(path)
     header, beside = run_header(path, prior)
     where = path if beside is None else f"{path} with {beside}"
@@ -324,6 +333,10 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def weights_file(path: str | Path) -> Path:
     """The weights of a run folder, or the file itself."""
+    if is_address(path):
+        raise VaezooError(
+            f"{path} is on the hub; get it into a folder first: vaezoo.save(vaezoo.load('{path}'), folder)"
+        )
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / WEIGHTS
 

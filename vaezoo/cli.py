@@ -15,6 +15,7 @@ from vaezoo.errors import Terminated, VaezooError
 
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder
+    from vaezoo.callbacks import Callback
     from vaezoo.data import ImageData
 
 OPTIONS_HELP = (
@@ -172,8 +173,21 @@ def command_train(args: argparse.Namespace) -> None:
     with seeded(derive(seed, "create"), "cpu"):
         model = create(args.model, **{"image_shape": data.image_shape, **model_options})
     out = Path(args.out or f"runs/{args.model}-{Path(data.name).stem}")
-    report_run(train(model, data, out=out, device=args.device, **training), out, model.default_prior)
+    callbacks = make_callbacks(args, data, out)
+    run = train(model, data, out=out, device=args.device, callbacks=callbacks, **training)
+    report_run(run, out, model.default_prior)
     return None
+
+
+def make_callbacks(args: argparse.Namespace, data: ImageData, out: Path) -> list[Callback]:
+    """What --tensorboard and --pictures ask for."""
+    from vaezoo.callbacks import Pictures, TensorBoard
+
+    tensorboard = TensorBoard(out / "tensorboard") if args.tensorboard else None
+    callbacks: list[Callback] = [tensorboard] if tensorboard else []
+    if args.pictures is not None:
+        callbacks.append(Pictures(data, out / "pictures", args.pictures, tensorboard))
+    return callbacks
 
 
 def training_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -213,8 +227,10 @@ def resume_training(args: argparse.Namespace) -> None:
         ) from error
     if args.epochs is not None:
         training["epochs"] = args.epochs
-    run = train(model, images, out=args.resume, resume=True, device=args.device, **training)
-    report_run(run, Path(args.resume), model.default_prior)
+    out = Path(args.resume)
+    callbacks = make_callbacks(args, images, out)
+    run = train(model, images, out=out, resume=True, device=args.device, callbacks=callbacks, **training)
+    report_run(run, out, model.default_prior)
 
 
 def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
@@ -312,6 +328,22 @@ def first_images(data: ImageData, n: int, seed: int) -> Any:
 
     chosen = data.test.subset(n, seed)
     return chosen.batch(torch.arange(len(chosen), device=chosen.device))
+
+
+def command_export(args: argparse.Namespace) -> None:
+    from vaezoo.checkpoint import load, weights_file
+    from vaezoo.exporting import export
+    from vaezoo.trainer import resolve_device
+
+    model = load(args.run, resolve_device(args.device))
+    for file in export(model, args.out or weights_file(args.run).parent, args.format).values():
+        print(file)
+
+
+def command_push(args: argparse.Namespace) -> None:
+    from vaezoo.sharing import push
+
+    print(f"to load it: vaezoo.load('{push(args.run, args.to, private=args.private)}')")
 
 
 def command_compare(args: argparse.Namespace) -> None:
@@ -438,6 +470,13 @@ def make_parser() -> Parser:
     add_training(command)
     command.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
     command.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    command.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard, too")
+    command.add_argument(
+        "--pictures",
+        type=at_least(1),
+        metavar="EPOCHS",
+        help="draw reconstructions and samples to RUN/pictures every so many epochs",
+    )
 
     command = add("fit-prior", command_fit_prior, "Fit a prior to a trained model's latents.")
     command.add_argument("run", help="run folder")
@@ -518,6 +557,19 @@ def make_parser() -> Parser:
         if name == "interpolate":
             command.add_argument("--spherical", action="store_true", help="along the great circle")
         add_data(command)
+
+    command = add("export", command_export, "Write encoder and decoder as programs that need no vaezoo.")
+    command.add_argument("run", help="run folder or .safetensors file")
+    command.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    command.add_argument("--out", help="folder for the two files (default: RUN)")
+    command.add_argument(
+        "--device", default="cpu", help="where programs of --format torch will run (default: cpu)"
+    )
+
+    command = add("push", command_push, "Put a run onto the Hugging Face hub.")
+    command.add_argument("run", help="run folder or .safetensors file")
+    command.add_argument("to", help="hf://USER/NAME, or a new folder for what would go there")
+    command.add_argument("--private", action="store_true", help="for yourself alone, if it is new there")
 
     command = add(
         "compare",

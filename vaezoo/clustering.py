@@ -51,9 +51,10 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
         # argmin |z - e|^2 = argmin |e|^2 / 2 - z.e, one matrix product and no N x K x D tensor.
         half_norms = 0.5 * centres.square().sum(1)
-        indices = [
-            torch.addmm(half_norms, block, centres.T, alpha=-1).argmin(1) for block in points.split(BLOCK)
-        ]
+        # torch.export would fix the number of blocks, and with it that of the points.
+        exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # torch 2.7
+        blocks = (points,) if exporting else points.split(BLOCK)
+        indices = [torch.addmm(half_norms, block, centres.T, alpha=-1).argmin(1) for block in blocks]
     return torch.cat(indices)
 
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,22 @@ class Trainable(Protocol):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
 
 
+class Callback:
+    """What is told how a run goes, for loggers and pictures. A subclass overrides what it needs.
+
+    It cannot end a run: one that raises is left out from then on, with a warning. Nor can its draws of random
+    numbers change one. A run that is resumed tells its steps from where it goes on.
+    """
+
+    def on_log(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of the log is written: `train/...` means every `log_steps` steps and at the end of an epoch,
+        `validation/...` after each epoch."""
+
+    def on_epoch(self, epoch: int, step: int, model: Any) -> None:
+        """An epoch, counted from 1, is over and validated. The model is in eval mode, without gradients, and
+        has its averaged weights if they are kept. It is to be looked at, not changed."""
+
+
 @dataclass
 class Run:
     """What a run leaves.
@@ -161,6 +178,7 @@ def train(
     resume: bool = False,
     device: torch.device | str | None = None,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Run:
     """Train a model.
@@ -175,10 +193,11 @@ def train(
         resume: go on with the run in `out`, exactly as if it had not been interrupted.
         device: where to train; by default the GPU if there is one.
         progress: show a progress bar; by default on a terminal.
+        callbacks: what is told how the run goes, such as `vaezoo.callbacks.TensorBoard`.
         **options: fields of `TrainConfig`; what is not given comes from the recipe, then from the defaults.
 
     Raises:
-        VaezooError: an unknown option, or images of another shape than the model's.
+        VaezooError: an unknown option, images of another shape than the model's, or no callback.
         TrainingError: a loss that is not finite, or a device that is out of memory.
         CheckpointError: a run that cannot be resumed, or a file that cannot be written.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM, after the step is done and the state written.
@@ -186,6 +205,7 @@ def train(
     device = resolve_device(device)
     images = load_data(data, device=device)
     check_shape(model, images)
+    check_callbacks(callbacks)
     name = MODELS.name_of(type(model))
     config = TrainConfig.parse({**recipe(model, images.name), **options}, f"train {name}")
     loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
@@ -214,6 +234,7 @@ def train(
         resume=resume,
         title=name,
         progress=progress,
+        callbacks=callbacks,
         header=header,
         identity={
             "model": header["model"],
@@ -324,6 +345,7 @@ def fit(
     resume: bool = False,
     title: str = "",
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
     header: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
     how_to_resume: str = "",
@@ -340,6 +362,7 @@ def fit(
         resume: go on from the state in `folder`.
         title: name of the progress bar.
         progress: show it; None: on a terminal.
+        callbacks: as in `train`.
         header: of the file of the best weights; None: do not write one.
         identity: what a resumed run must have in common with its state.
         how_to_resume: for the message of an interrupted run.
@@ -365,7 +388,8 @@ def fit(
         training_objective = torch.compile(objective)
 
     run = Run(module, folder=folder)
-    log = Log(folder, run, config.log_steps)
+    listeners = Listeners(callbacks)
+    log = Log(folder, run, config.log_steps, listeners)
     state = State(module, optimizers, {}, {}, run, log)
     if resume and folder is not None:
         state.restore(folder, config, identity)
@@ -380,10 +404,11 @@ def fit(
     module.train()
 
     bar = tqdm(
-        total=total_steps,
-        initial=run.steps,
+        total=total_steps * loader.batch_size,  # in images, so that it shows their rate beside the time left
+        initial=run.steps * loader.batch_size,
         desc=title,
-        unit="step",
+        unit=" images",
+        unit_scale=True,
         disable=not progress if progress is not None else None,
     )
     with (
@@ -426,7 +451,7 @@ def fit(
             end_of_epoch = position == loader.steps_per_epoch - 1
             log.add(terms, epoch, end_of_epoch)
             seconds += time.monotonic() - began  # after the log, whose reading back waits for the device
-            bar.update()
+            bar.update(loader.batch_size)
             bar.set_postfix_str(log.summary, refresh=False)
 
             if end_of_epoch:
@@ -447,6 +472,8 @@ def fit(
                     if losses["loss"] < run.best_loss:
                         run.best_loss, run.best_step = losses["loss"], run.steps
                         state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
+                    with evaluation_mode(module):
+                        listeners.tell("on_epoch", epoch + 1, run.steps, module)
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             stopped_by = interruption.by  # read once, or a signal between the two uses would cost the state
@@ -538,8 +565,8 @@ def validate(
 class Log:
     """Collects the terms on the device and reads them back once per interval, where it also looks for NaN."""
 
-    def __init__(self, folder: Path | None, run: Run, interval: int) -> None:
-        self.folder, self.run, self.interval = folder, run, interval
+    def __init__(self, folder: Path | None, run: Run, interval: int, listeners: Listeners) -> None:
+        self.folder, self.run, self.interval, self.listeners = folder, run, interval, listeners
         # By term, since a group that sits out a step has no terms there.
         self.values: dict[str, list[Tensor]] = {}
         self.steps: dict[str, list[int]] = {}
@@ -590,6 +617,28 @@ class Log:
                 raise CheckpointError(
                     f"could not write {path}: {error}; the last state is intact, so the run can be resumed"
                 ) from error
+        values = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
+        self.listeners.tell("on_log", entry["step"], values)
+
+
+class Listeners:
+    """The callbacks of a run. What they draw is no matter to it: every step starts the generators anew."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = list(callbacks)
+
+    def tell(self, event: str, *about: Any) -> None:
+        """Call a method of each; one that fails would cost the run, so it is left out from then on."""
+        for callback in list(self.callbacks):
+            try:
+                getattr(callback, event)(*about)
+            except Exception as error:
+                self.callbacks.remove(callback)
+                warnings.warn(
+                    f"{type(callback).__name__}.{event} failed with {type(error).__name__}: {error}; the "
+                    "training goes on without this callback",
+                    stacklevel=2,
+                )
 
 
 @contextmanager
@@ -920,6 +969,15 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         raise VaezooError(
             f"device {str(device)!r} is not to be had here: {str(error).splitlines()[0]}"
         ) from None
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse what is not a list of callbacks before anything is trained."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise VaezooError(
+                f"{callback!r} is no callback: that is an object of a subclass of vaezoo.callbacks.Callback"
+            )
 
 
 def check_shape(model: Autoencoder, data: ImageData) -> None:
