@@ -586,7 +586,7 @@ class Log:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise CheckpointError(
-                    f"could not write {path}: {error}; the last state is intact, so the run can be resumed"
+                    f"could not write {path}: {error}; the last state, if any, is intact"
                 ) from error
 
 
