@@ -57,8 +57,9 @@ def _atomically(path: Path) -> Iterator[Path]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left in a folder."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for written in ("safetensors", "json", "jsonl"):  # by the names of `_atomically`, and no others
+        for temporary in folder.glob(f".*.{written}.[0-9]*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

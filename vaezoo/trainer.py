@@ -615,7 +615,7 @@ class Log:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise CheckpointError(
-                    f"could not write {path}: {error}; the last state is intact, so the run can be resumed"
+                    f"could not write {path}: {error}; the last state, if any, is intact"
                 ) from error
         values = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
         self.listeners.tell("on_log", entry["step"], values)
