@@ -210,10 +210,12 @@ class Autoencoder(nn.Module):
         for name in options:
             if name not in takes:
                 raise VaezooError(unknown(f"option of sampling from {type(prior).__name__}", name, takes))
+        if isinstance(labels, Tensor) and labels.shape != (n,):
+            raise VaezooError(f"labels must be {n} integers, not {labels.dtype} {list(labels.shape)}")
         images = []
         for start in range(0, max(n, 1), SAMPLED_IMAGES):  # once even for none, whose shape is [0, C, H, W]
             size = min(SAMPLED_IMAGES, n - start)
-            if isinstance(labels, Tensor) and labels.ndim:
+            if isinstance(labels, Tensor):
                 options["labels"] = labels[start : start + size]
             images.append(self.decode(prior.sample(size, generator, **options)).mean)
         return torch.cat(images)

@@ -224,9 +224,9 @@ def fit_prior(
         data: as in `train`.
         prior: name of the prior; by default the model's `default_prior`, else "gaussian_mixture".
         out: the model's run folder or file, where the weights are written anew with their prior. The prior is
-            also kept alone, as priors/NAME.safetensors, for `vaezoo.load(out, prior=NAME)`, with the log and state
-            of its training under priors/NAME/, in place of an earlier one of the same name; so is a prior
-            that the model has of its own. Codes are kept, too, for the next prior.
+            also kept alone, as priors/NAME.safetensors, for `vaezoo.load(out, prior=NAME)`, with the log and
+            state of its training under priors/NAME/, in place of an earlier one of the same name; so is a
+            prior that the model has of its own. Codes are kept, too, for the next prior.
         resume: go on with the prior's training in `out`.
         device: as in `train`.
         progress: as in `train`.

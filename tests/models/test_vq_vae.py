@@ -6,6 +6,7 @@ import torch
 import vaezoo
 from vaezoo import testing
 from vaezoo.errors import NotFittedError, VaezooError
+from vaezoo.priors import PRIORS
 
 
 def small(name="vq_vae", **options):
@@ -175,3 +176,23 @@ def test_inpainting_says_what_it_needs():
     model.prior = None
     with pytest.raises(NotFittedError, match="fit_prior"):
         model.inpaint(x, torch.zeros(16, 16, dtype=torch.bool))
+
+
+def test_each_of_many_samples_gets_its_own_label(monkeypatch):
+    """Samples are drawn some at a time; labels go with them, and are as many."""
+    model = small().eval()
+    prior = PRIORS.get("pixelcnn")
+    model.prior = prior(prior.Config(classes=4, width=2, layers=1), model.latent)
+    seen = []
+    draw = type(model.prior).sample
+    monkeypatch.setattr(
+        model.prior,
+        "sample",
+        lambda n, g, *, labels: seen.append(labels) or draw(model.prior, n, g, labels=labels),
+    )
+    labels = torch.arange(300) % 4
+    assert len(model.sample(300, labels=labels)) == 300
+    assert torch.equal(torch.cat(seen), labels)
+    for wrong in (labels[:10], labels.repeat(2)):
+        with pytest.raises(VaezooError, match="labels must be 300 integers"):
+            model.sample(300, labels=wrong)

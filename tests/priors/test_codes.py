@@ -416,6 +416,8 @@ def test_gradients_are_those_of_finite_differences(name):
         ({"labels": 2}, "label 2 is not one of the 2 classes, 0 to 1"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "labels must be 2 integers"),
         ({"labels": torch.zeros(2)}, "labels must be 2 integers"),
+        ({"labels": [0, 1]}, "labels must be one integer or a tensor of 2, not a list"),
+        ({"guidance": 2.0}, "guidance=2.0 is towards a class, so it needs labels"),
         ({"labels": torch.tensor([0, 3])}, "label 3 is not one of the 2 classes"),
     ],
 )
@@ -437,6 +439,10 @@ def test_refuses_completions_of_other_shapes():
     z = torch.zeros(1, 2, 2, dtype=torch.long)
     with pytest.raises(VaezooError, match="2x2 grid of 4 codes each"):
         model.complete(z, torch.ones(1, 2, 3, dtype=torch.bool))
+    with pytest.raises(VaezooError, match=r"known must be bool, .* not torch.float32 for 1"):
+        model.complete(z, z.float())
+    with pytest.raises(VaezooError, match=r"for 1 or 1 images, not torch.bool for 2"):
+        model.complete(z, torch.ones(2, 2, 2, dtype=torch.bool))
     with pytest.raises(VaezooError, match="candidates=0"):
         model.complete(z, z.bool(), candidates=0)
 

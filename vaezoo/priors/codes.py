@@ -146,7 +146,8 @@ class CodePrior(Prior):
         device = next(self.parameters()).device
         codes = tuple(torch.zeros(n, *shape, dtype=torch.long, device=device) for shape in self.latent.shapes)
         how = _Sampling(temperature, guidance, top_k, top_p)
-        drawn, _ = self._draw(codes, None, generator, self.check_labels(labels, n, device), how, progress)
+        labels = self.check_labels(labels, n, device, guidance)
+        drawn, _ = self._draw(codes, None, generator, labels, how, progress)
         return drawn if len(drawn) > 1 else drawn[0]
 
     @inference
@@ -186,9 +187,14 @@ class CodePrior(Prior):
         if shapes != 2 * [tuple(shape) for shape in self.latent.shapes]:
             raise VaezooError(f"complete: z and known must be a {self.latent} each, not {shapes}")
         batch, device = len(levels[0]), levels[0].device
+        for mask in masks:
+            if mask.dtype != torch.bool or len(mask) not in (1, batch):
+                raise VaezooError(
+                    f"complete: known must be bool, for 1 or {batch} images, not {mask.dtype} for {len(mask)}"
+                )
         codes = tuple(level.long().repeat_interleave(candidates, 0) for level in levels)
         masks = tuple(mask.expand(batch, -1, -1).repeat_interleave(candidates, 0) for mask in masks)
-        labels = self.check_labels(labels, batch, device).repeat_interleave(candidates)
+        labels = self.check_labels(labels, batch, device, guidance).repeat_interleave(candidates)
         how = _Sampling(temperature, guidance, top_k, top_p)
         drawn, log_weights = self._draw(codes, masks, generator, labels, how, progress)
         uniform = torch.rand(batch, device=device, generator=generator)
@@ -209,10 +215,6 @@ class CodePrior(Prior):
         """The codes, drawn where not `known`; log p of the known ones, each given those before it, [n]."""
         n, device = len(labels), labels.device
         guided = how.guidance != 1
-        if guided and not self.conditional:
-            raise VaezooError(
-                "guidance is towards a class, but this prior was fitted without: fit_prior(..., classes=10)"
-            )
         if guided:  # the second half of the batch does not see the class
             labels = torch.cat([labels, torch.full_like(labels, self.config.classes)])
             codes = tuple(torch.cat([level, level]) for level in codes)
@@ -239,19 +241,26 @@ class CodePrior(Prior):
                         bar.update()
         return tuple(level[:n] for level in codes), log_known
 
-    def check_labels(self, labels: Tensor | int | None, n: int, device: torch.device) -> Tensor:
+    def check_labels(
+        self, labels: Tensor | int | None, n: int, device: torch.device, guidance: float = 1.0
+    ) -> Tensor:
         """Labels as long [n], where `config.classes` stands for none."""
         classes = self.config.classes
-        if labels is None:
-            return torch.full((n,), classes, device=device)
-        if not self.conditional:
+        if (labels is not None or guidance != 1) and not self.conditional:
             raise VaezooError(
-                "this prior was fitted without classes, so it takes no labels: fit_prior(..., classes=10)"
+                "this prior was fitted without classes, so it takes no labels and no guidance: "
+                "fit_prior(..., classes=10)"
             )
+        if labels is None:
+            if guidance != 1:
+                raise VaezooError(f"guidance={guidance} is towards a class, so it needs labels")
+            return torch.full((n,), classes, device=device)
         if isinstance(labels, int):
             if not 0 <= labels < classes:
                 raise VaezooError(f"label {labels} is not one of the {classes} classes, 0 to {classes - 1}")
             return torch.full((n,), labels, device=device)
+        if not isinstance(labels, Tensor):
+            raise VaezooError(f"labels must be one integer or a tensor of {n}, not a {type(labels).__name__}")
         if labels.shape != (n,) or labels.is_floating_point():
             raise VaezooError(f"labels must be {n} integers, not {labels.dtype} {list(labels.shape)}")
         if not self.training and labels.device.type == "cpu" and n:  # where reading a value is not waiting
