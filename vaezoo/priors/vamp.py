@@ -18,6 +18,9 @@ from vaezoo.priors.base import LatentShape, Prior, check_temperature
 #: Latents whose densities under all components are held at a time, few enough for a processor's cache.
 BLOCK = 512
 
+#: Standard deviation of the noise on an image at which another pseudo-input starts already.
+AGAIN = 0.1
+
 
 class VampPrior(Prior):
     """Variational mixture of posteriors: p(z) = 1/K sum_k q(z|u_k), with K pseudo-inputs u that are learned.
@@ -59,11 +62,13 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def initialize_inputs(self, x: Tensor) -> None:
-        """Start from images [N, C, H, W] drawn at random; some more than once if there are not enough."""
+        """Start from images [N, C, H, W] drawn at random. If there are not enough, some are drawn again and
+        get noise, since equal pseudo-inputs have equal gradients and would stay equal."""
         order = torch.randperm(len(x), device=x.device)
-        self.pseudo_inputs.copy_(
-            x[order.repeat(-(-self.config.components // len(x)))[: len(self.pseudo_inputs)]]
-        )
+        start = x[order.repeat(-(-self.config.components // len(x)))[: len(self.pseudo_inputs)]]
+        if len(start) > len(x):
+            start[len(x) :] += AGAIN * torch.randn_like(start[len(x) :])
+        self.pseudo_inputs.copy_(start)
 
     def mixture(self) -> DiagonalGaussian:
         """q(z|u_k) of all pseudo-inputs, of means and variances [K, D]."""
