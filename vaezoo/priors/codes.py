@@ -46,7 +46,7 @@ class CodePrior(Prior):
     class Config(BaseConfig):
         classes: int = Field(0, ge=0, description="classes of images that it can be conditioned on; 0: none")
         label_dropout: float = Field(
-            0.1, ge=0, lt=1, description="share of the images whose class it does not see while training"
+            0.1, gt=0, lt=1, description="share of the images whose class it does not see while training"
         )
 
     config: Config
@@ -81,9 +81,10 @@ class CodePrior(Prior):
     def step(self, level: int, cache: Any, codes: Codes, position: Tensor) -> Tensor:
         """Logits [B, K] at a position, long [1], of a level. Codes of later positions have no meaning yet.
 
-        Shapes are the same at every position and nothing is read back, so that a step can be captured once
-        for a level: `prior.step = torch.compile(prior.step)`. To run it twice at a position, as before a
-        capture, changes nothing. This one computes all positions anew.
+        Shapes are the same at every position of a level and nothing is read back, so that a step can be
+        compiled, `prior.step = torch.compile(prior.step)`, or captured in a graph for the cache of one
+        `begin`. To run it twice at a position, as before a capture, changes nothing. This one computes all
+        positions anew.
         """
         return self.logits(codes, cache)[level].index_select(1, position).squeeze(1)
 
@@ -171,7 +172,7 @@ class CodePrior(Prior):
         filled. Where the gap is at the end (the lower part of an image), the draws are exact. Otherwise each
         of `candidates` fillings gets the probability of the known codes after it as its weight, and one is
         chosen by weight (sampling importance resampling, Rubin 1988); as their number rises, the draws tend
-        to p(unknown | known).
+        to p(unknown | known), if they are neither tempered nor truncated nor guided.
 
         Args:
             z: integers [B, h, w], or a tuple of them, coarsest first.
