@@ -203,7 +203,7 @@ def test_made_up_headers_are_refused_or_make_sense(file, original, run):
         text = json.dumps(made_up(header, chance))
         path.write_bytes(safetensors.torch.save(tensors, metadata={"vaezoo": text}))
         refused += outcome(call) is None
-    assert refused > HEADERS / 4
+    assert refused > HEADERS / 20  # most of a header is only for people to read
 
 
 def test_made_up_states_do_not_reach_the_optimiser(original, run):
