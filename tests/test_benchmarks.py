@@ -88,22 +88,27 @@ def test_cached_sampling_is_ten_times_as_fast_as_naive_sampling():
 
 
 @pytest.mark.parametrize("data", ["fashion_mnist", "mnist"])
-def test_samples_from_better_priors_are_nearer_to_the_test_images(data):
-    """Frechet distances, by two standard errors: of the VQ-VAE with its best prior below those of the
-    VAE from N(0, I) and the AE from its mixture; of VAE and AE, below with a mixture (Ghosh et al. 2020)."""
-    cells = json.loads((RESULTS / "priors.json").read_text())[data]["cells"]
-    frechet = {name: cell["metrics"][f"frechet_{data}"] for name, cell in cells.items()}
-    assert all(metric["n"] == 10_000 for metric in frechet.values())
+def test_a_mixture_fitted_afterwards_brings_samples_nearer_to_the_test_images(data):
+    """As Ghosh et al. 2020 found: for the VAE against N(0, I), for the AE against one Gaussian."""
+    for model, other in (("vae", "own"), ("ae", "gaussian")):
+        assert nearer(data, f"{model}/gaussian_mixture", f"{model}/{other}"), model
+
+
+def test_samples_of_codes_are_nearer_than_those_of_vectors_on_fashion_mnist():
+    """The VQ-VAE with its best prior against the VAE from N(0, I) and the AE from its mixture."""
+    cells = json.loads((RESULTS / "priors.json").read_text())["fashion_mnist"]["cells"]
     codes = {name: cell["validation_nll"] for name, cell in cells.items() if name.startswith("vq_vae")}
     best = min(codes, key=codes.get)
-    for better, worse in [
-        (best, "vae/own"),
-        (best, "ae/gaussian_mixture"),
-        ("vae/gaussian_mixture", "vae/own"),
-        ("ae/gaussian_mixture", "ae/gaussian"),
-    ]:
-        a, b = frechet[better], frechet[worse]
-        assert b["value"] - a["value"] > 2 * (a["se"] ** 2 + b["se"] ** 2) ** 0.5, f"{better} and {worse}"
+    assert nearer("fashion_mnist", best, "vae/own")
+    assert nearer("fashion_mnist", best, "ae/gaussian_mixture")
+
+
+def nearer(data, one, other):
+    """Whether the Frechet distance of one cell is below that of another by two standard errors."""
+    cells = json.loads((RESULTS / "priors.json").read_text())[data]["cells"]
+    a, b = (cells[name]["metrics"][f"frechet_{data}"] for name in (one, other))
+    assert a["n"] == b["n"] == 10_000
+    return b["value"] - a["value"] > 2 * (a["se"] ** 2 + b["se"] ** 2) ** 0.5
 
 
 def test_the_bound_with_5000_samples_takes_less_than_ten_minutes():

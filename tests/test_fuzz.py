@@ -23,7 +23,7 @@ from vaezoo.cli import main
 from vaezoo.errors import CheckpointError, VaezooError
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS
-from vaezoo.trainer import STATE, Log, Run, State, TrainConfig, make_optimizers
+from vaezoo.trainer import STATE, Listeners, Log, Run, State, TrainConfig, make_optimizers
 
 SMALL = {"image_shape": (1, 8, 8), "latent_dim": 2, "network_options": {"hidden": [8]}}
 TRAINING = {"batch_size": 16, "epochs": 1, "weight_ema": 0.9, "device": "cpu", "progress": False}
@@ -156,7 +156,8 @@ def restores(run: Path, out: Path) -> Callable[[], Any]:
     def call() -> Any:
         model = vaezoo.create("vae", **SMALL)
         of_run = Run(model, folder=out)
-        state = State(model, make_optimizers(model, config), {}, {}, of_run, Log(out, of_run, 50))
+        log = Log(out, of_run, 50, Listeners([]))
+        state = State(model, make_optimizers(model, config), {}, {}, of_run, log)
         state.restore(out, config, identity)
         assert 0 <= of_run.best_step <= of_run.steps
         return model.state_dict()

@@ -93,11 +93,12 @@ def load_run(args: argparse.Namespace, prior: str | None = None) -> tuple[Autoen
     data_options = below(options, "data")
     if options:
         raise VaezooError(f"'{next(iter(options))}' is not an option here: only data.key=value are")
-    model = load(args.run, resolve_device(args.device), prior=prior)
+    path = weights_file(args.run)
+    model = load(path, resolve_device(args.device), prior=prior)
     if args.data is not None:
         data = load_images(args.data, data_options, args.device, args.binarize)
     else:
-        header = read_header(weights_file(args.run)).get("info", {}).get("data", {})
+        header = read_header(path).get("info", {}).get("data", {})
         data = load_recorded(args.run, header, data_options, args.device, args.binarize)
     check_shape(model, data)
     return model, data
@@ -298,15 +299,14 @@ def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[a
 
 
 def draw_samples(args: argparse.Namespace) -> Any:
-    from vaezoo.checkpoint import load
+    from vaezoo.checkpoint import load, weights_file
     from vaezoo.plots import samples
     from vaezoo.trainer import resolve_device
 
     given = {name: getattr(args, name) for name in ("labels", "temperature", "guidance", "top_k", "top_p")}
     options = {name: value for name, value in given.items() if value is not None}
-    return samples(
-        load(args.run, resolve_device(args.device), prior=args.prior), args.n, args.seed, **options
-    )
+    model = load(weights_file(args.run), resolve_device(args.device), prior=args.prior)
+    return samples(model, args.n, args.seed, **options)
 
 
 def draw_traversals(args: argparse.Namespace) -> Any:
@@ -335,7 +335,7 @@ def command_export(args: argparse.Namespace) -> None:
     from vaezoo.exporting import export
     from vaezoo.trainer import resolve_device
 
-    model = load(args.run, resolve_device(args.device))
+    model = load(weights_file(args.run), resolve_device(args.device))
     for file in export(model, args.out or weights_file(args.run).parent, args.format).values():
         print(file)
 
