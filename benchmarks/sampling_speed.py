@@ -1,6 +1,6 @@
 """Time of sampling code grids with cached activations, against one full forward pass for every position.
 
-    python benchmarks/sampling_speed.py --threads 2
+    python benchmarks/sampling_speed.py --threads 1 --batch 8
 
 Every prior at its default options, with random weights, on a 16 x 16 grid of 512 codes: the time depends on
 neither the weights nor the codes. Both ways get the same random numbers, and the script stops if they do not
