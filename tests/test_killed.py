@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bars import bars
 
 import vaezoo
 from vaezoo.checkpoint import PRIORS_FOLDER, WEIGHTS, read_header, read_tensors
@@ -64,20 +65,10 @@ def tiny(name: str, seed: int = 0) -> vaezoo.Autoencoder:
     return vaezoo.create(name, image_shape=(1, 8, 8), **options)
 
 
-def images() -> torch.Tensor:
-    """300 images of 8x8: a bright bar on a dark ground, at random rows and widths."""
-    noise = torch.Generator().manual_seed(0)
-    x = 30 * torch.ones(300, 1, 8, 8)
-    rows, widths = torch.randint(0, 7, (300,), generator=noise), torch.randint(2, 8, (300,), generator=noise)
-    for image, row, width in zip(x, rows, widths):
-        image[:, row : row + 2, :width] = 220
-    return x.byte()
-
-
 def run_case(case: str, out: Path, resume: bool = False) -> None:
     """Train a model, or fit a prior to a model, that starts elsewhere if the run is resumed."""
     kind, _, name = case.rpartition(":")
-    data = vaezoo.load_data(images())
+    data = vaezoo.load_data(bars())
     if kind == "prior":
         fields = PRIORS.get(name).Config.model_fields
         options = {key: value for key, value in TINY.items() if key in fields}

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from bars import bars
 from PIL import Image
 from torch import nn
 
@@ -48,13 +49,7 @@ MODELS = ["ae", "vae", "beta_vae", "beta_tc_vae", "factor_vae", "conv_vae", "vq_
 
 @pytest.fixture(scope="module")
 def images():
-    """300 images of 8x8: a bright bar on a dark ground, at random rows and widths."""
-    noise = torch.Generator().manual_seed(0)
-    x = 30 * torch.ones(300, 1, 8, 8)
-    rows, widths = torch.randint(0, 7, (300,), generator=noise), torch.randint(2, 8, (300,), generator=noise)
-    for image, row, width in zip(x, rows, widths):
-        image[:, row : row + 2, :width] = 220
-    return x.byte()
+    return bars()
 
 
 @pytest.fixture(scope="module")
