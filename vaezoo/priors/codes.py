@@ -227,14 +227,15 @@ class CodePrior(Prior):
             for level, (height, width) in enumerate(self.latent.shapes):
                 cache = self.begin(level, codes, labels)
                 flat = codes[level].view(len(labels), height * width)
+                given = known[level].flatten(1) if known is not None else None
                 positions = torch.arange(height * width, device=device)
                 for row in range(height):
                     self.begin_row(level, cache, codes, positions[row : row + 1])
                     for t in range(row * width, (row + 1) * width):
                         logits = _single(self.step(level, cache, codes, positions[t : t + 1]))
                         drawn = draw_code(how.adjust(logits), uniform[level][t])
-                        if known is not None:
-                            fixed, current = known[level].flatten(1)[:, t], flat[:n, t]
+                        if given is not None:
+                            fixed, current = given[:, t], flat[:n, t]
                             log_prob = logits[:n].log_softmax(-1).gather(1, current[:, None]).squeeze(1)
                             log_known += torch.where(fixed, log_prob, 0.0)
                             drawn = torch.where(fixed, current, drawn)
