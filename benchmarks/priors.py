@@ -24,7 +24,7 @@ import vaezoo
 from vaezoo.evaluation.report import Report
 from vaezoo.plots import grid, samples, save_grid
 from vaezoo.random import derive, generator, seeded
-from vaezoo.trainer import STATE
+from vaezoo.run import STATE
 
 RESULTS = Path(__file__).parent / "results" / "priors.json"
 PICTURES = Path(__file__).parents[1] / "docs" / "assets" / "priors"

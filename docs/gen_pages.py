@@ -27,7 +27,7 @@ from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks import NETWORKS
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS, Registry
-from vaezoo.trainer import TrainConfig
+from vaezoo.run import TrainConfig
 
 DOCS = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from vaezoo.config import describe_fields, split_options
 from vaezoo.data import DATASETS
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS
-from vaezoo.trainer import TrainConfig
+from vaezoo.run import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "mkdocs.yml").is_file():

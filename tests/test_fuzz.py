@@ -23,7 +23,8 @@ from vaezoo.cli import main
 from vaezoo.errors import CheckpointError, VaezooError
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS
-from vaezoo.trainer import STATE, Listeners, Log, Run, State, TrainConfig, make_optimizers
+from vaezoo.run import STATE, Listeners, Log, Run, State, TrainConfig
+from vaezoo.trainer import make_optimizers
 
 SMALL = {"image_shape": (1, 8, 8), "latent_dim": 2, "network_options": {"hidden": [8]}}
 TRAINING = {"batch_size": 16, "epochs": 1, "weight_ema": 0.9, "device": "cpu", "progress": False}

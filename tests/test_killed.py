@@ -22,7 +22,7 @@ import vaezoo
 from vaezoo.checkpoint import PRIORS_FOLDER, WEIGHTS, read_header, read_tensors
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS
-from vaezoo.trainer import METRICS, STATE, State
+from vaezoo.run import METRICS, STATE, State
 
 STEPS_PER_EPOCH, EPOCHS = 7, 2
 

@@ -32,17 +32,8 @@ from vaezoo.latents import CODES, Latents, encode_all, encode_data
 from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
 from vaezoo.random import seeded
-from vaezoo.trainer import (
-    CUBLAS_WORKSPACE,
-    METRICS,
-    STATE,
-    GroupConfig,
-    TrainConfig,
-    environment,
-    lr_factor,
-    make_optimizers,
-    normalize_gradients,
-)
+from vaezoo.run import METRICS, STATE, GroupConfig, TrainConfig, environment
+from vaezoo.trainer import CUBLAS_WORKSPACE, lr_factor, make_optimizers, normalize_gradients
 
 MODELS = ["ae", "vae", "beta_vae", "beta_tc_vae", "factor_vae", "conv_vae", "vq_vae", "vq_vae2"]
 
@@ -323,7 +314,7 @@ def test_a_run_that_dies_before_any_of_its_writes_loses_nothing(data, tmp_path, 
 
         out = tmp_path / str(fatal)
         with monkeypatch.context() as patch:
-            patch.setattr("vaezoo.trainer.write_tensors", write)
+            patch.setattr("vaezoo.run.write_tensors", write)
             with pytest.raises(RuntimeError, match="power cut"):
                 train(small(), data, out=out, **options)
         train(small(seed=99), data, out=out, resume=True, **options)

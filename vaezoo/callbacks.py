@@ -13,7 +13,7 @@ from vaezoo.data import ImageData
 from vaezoo.errors import VaezooError
 from vaezoo.plots import reconstructions, samples, save_grid
 from vaezoo.random import seeded
-from vaezoo.trainer import Callback
+from vaezoo.run import Callback
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -155,7 +155,8 @@ def command_train(args: argparse.Namespace) -> None:
     from vaezoo.config import split_options
     from vaezoo.random import derive, seeded
     from vaezoo.registry import MODELS, create
-    from vaezoo.trainer import TrainConfig, train
+    from vaezoo.run import TrainConfig
+    from vaezoo.trainer import train
 
     if args.resume:
         return resume_training(args)
@@ -199,7 +200,8 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
     from vaezoo.registry import create
-    from vaezoo.trainer import TrainConfig, train
+    from vaezoo.run import TrainConfig
+    from vaezoo.trainer import train
 
     given = [
         k
@@ -246,7 +248,8 @@ def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
 def command_fit_prior(args: argparse.Namespace) -> None:
     from vaezoo.config import split_options
     from vaezoo.priors import PRIORS
-    from vaezoo.trainer import TrainConfig, fit_prior
+    from vaezoo.run import TrainConfig
+    from vaezoo.trainer import fit_prior
 
     options = parse_options(args.options)
     below(options, "data")

@@ -31,7 +31,8 @@ from vaezoo.plots import PICTURES, captioned, overview, save_pictures
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, seeded
 from vaezoo.registry import MODELS, create
-from vaezoo.trainer import STATE, TrainConfig, fit_prior, resolve_device, train
+from vaezoo.run import STATE, TrainConfig
+from vaezoo.trainer import fit_prior, resolve_device, train
 
 PLAN = "compare.json"
 

@@ -37,7 +37,7 @@ from vaezoo.checkpoint import SCHEMA, WEIGHTS, read_header, read_tensors, write_
 from vaezoo.data import ImageData
 from vaezoo.evaluation.report import Metric, average
 from vaezoo.random import derive, generator, seeded
-from vaezoo.trainer import STATE
+from vaezoo.run import STATE
 
 RESULT = Path(__file__).parents[1] / "results" / "exemplar_fashion.json"
 PRIORS = ("standard_normal", "vamp")

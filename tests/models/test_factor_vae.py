@@ -201,7 +201,8 @@ def test_the_whole_batch_is_used_in_evaluation_as_in_training():
 
 
 def test_the_recipe_has_the_discriminators_own_options():
-    from vaezoo.trainer import TrainConfig, make_optimizers, recipe
+    from vaezoo.run import TrainConfig
+    from vaezoo.trainer import make_optimizers, recipe
 
     optimizers = make_optimizers(small(), TrainConfig.parse(recipe(FactorVAE, "any"), "train"))
     options = {name: optimizer.param_groups[0] for name, optimizer in optimizers.items()}
