@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaezoo.config import BaseConfig
+from vaezoo.config import BaseConfig, check_options
 from vaezoo.distributions import Delta, DiagonalGaussian, Joint, Latent, Posterior, Quantized
 from vaezoo.errors import NotFittedError, VaezooError, unknown
 from vaezoo.inference import inference
@@ -202,14 +202,9 @@ class Autoencoder(nn.Module):
             VaezooError: an option or labels that its prior does not take.
         """
         prior = self.require_prior()
-        takes = [
-            name for name in inspect.signature(prior.sample).parameters if name not in ("n", "generator")
-        ]
         if labels is not None:
             options["labels"] = labels
-        for name in options:
-            if name not in takes:
-                raise VaezooError(unknown(f"option of sampling from {type(prior).__name__}", name, takes))
+        check_options(prior.sample, options, f"option of sampling from {type(prior).__name__}")
         if isinstance(labels, Tensor) and labels.shape != (n,):
             raise VaezooError(f"labels must be {n} integers, not {labels.dtype} {list(labels.shape)}")
         images = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -83,6 +84,16 @@ def split_options(options: Mapping[str, Any], *kinds: tuple[str, Mapping[str, An
                 unknown(f"option of {what}", name, [field for _, fields in kinds for field in fields])
             )
     return parts
+
+
+def check_options(method: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
+    """Refuse options that are no keyword of a method, where its first arguments are given by position."""
+    parameters = inspect.signature(method).parameters.values()
+    optional = [p for p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY]
+    takes = [p.name for p in optional if p.name != "generator"]
+    for name in options:
+        if name not in takes:
+            raise VaezooError(unknown(what, name, takes))
 
 
 def describe_fields(cls: type[BaseConfig]) -> list[dict[str, str]]:

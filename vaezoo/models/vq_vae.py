@@ -20,6 +20,7 @@ from vaezoo.autoencoder import (
     Progress,
     Quantized,
 )
+from vaezoo.config import check_options
 from vaezoo.distributions import code_counts, perplexity
 from vaezoo.errors import VaezooError
 from vaezoo.inference import inference
@@ -159,6 +160,9 @@ class VQVAE(Autoencoder):
             hole: bool [H, W], True where pixels are drawn.
             generator: as in `sample`.
             **options: of `CodePrior.complete`, such as `candidates` and `temperature`.
+
+        Raises:
+            VaezooError: a prior that is not over codes, a hole of another shape, or an unknown option.
         """
         prior = self.require_prior()
         if not isinstance(prior, CodePrior):
@@ -167,6 +171,8 @@ class VQVAE(Autoencoder):
             raise VaezooError(
                 f"inpaint: hole must be bool {list(x.shape[2:])}, not {hole.dtype} {list(hole.shape)}"
             )
+        check_options(prior.complete, options, "option of inpainting")
+        hole = hole.to(x.device)
         seen = (~hole).to(x)
         mean = (x * seen).sum((2, 3), keepdim=True) / seen.sum().clamp_min(1)
         codes = self.latents(torch.where(hole, mean, x))
