@@ -20,11 +20,13 @@ import torch
 
 import vaezoo
 from vaezoo.autoencoder import Autoencoder
+from vaezoo.checkpoint import read_header
 from vaezoo.config import describe_fields
 from vaezoo.data import DATASETS
 from vaezoo.evaluation.observe import measure
 from vaezoo.likelihoods import LIKELIHOODS
 from vaezoo.networks import NETWORKS
+from vaezoo.pretrained import Weights, manifest, weights_path
 from vaezoo.priors import PRIORS
 from vaezoo.registry import MODELS, Registry
 from vaezoo.run import TrainConfig
@@ -349,6 +351,72 @@ def priors_table(data: str) -> str:
     return markdown_table(header, rows)
 
 
+# --- Trained weights --------------------------------------------------------------------------------------
+
+
+def pretrained_table() -> str:
+    """All trained weights with some of their scores."""
+    rows = []
+    for entry in manifest().values():
+        shown = [("reconstruction/mse", 4), (f"sampling/frechet_{entry.data}", 2)]
+        shown += [(f"sampling/{metric}_{entry.data}", 2) for metric in ("precision", "recall")]
+        link = f"[`{entry.model}`](weights/{entry.model}-{entry.data}.md)"
+        scores = [interval(entry.scores[name], digits) for name, digits in shown]
+        rows.append([link, code(entry.data), f"{entry.bytes / 1e6:.1f} MB", *scores])
+    titles = ("model", "data", "size", "MSE", "Frechet distance", "precision", "recall")
+    return markdown_table(titles, rows)
+
+
+def interval(score: dict[str, Any], digits: int) -> str:
+    """A value with its standard error."""
+    se = "" if score["se"] is None else f" ± {score['se']:.{digits}f}"
+    return f"{score['value']:.{digits}f}{se}"
+
+
+def weights_page(entry: Weights) -> str:
+    """The card of one file of trained weights."""
+    header = read_header(weights_path(entry))
+    images = f"../assets/pretrained/{entry.model}-{entry.data}"
+    sizes = header["info"]["data"]["sizes"]
+    scores = [
+        [code(name), interval(score, 4), str(score["n"]), cell(score["unit"])]
+        for name, score in entry.scores.items()
+    ]
+    options = [[code(name), code(str(value))] for name, value in header["config"].items()]
+    recipes = [("training", entry.recipe["train"])]
+    if entry.recipe["prior"]:
+        recipes.append(("its prior's", entry.recipe["prior"]))
+    recipe = [[what, code(name), code(str(value))] for what, of in recipes for name, value in of.items()]
+    shape = "x".join(map(str, header["config"]["image_shape"]))
+    parts = [
+        f"# {entry.model}, trained on {entry.data}",
+        f'```python\nimport vaezoo\n\nmodel = vaezoo.create("{entry.model}", pretrained="{entry.data}")\n'
+        "images = model.sample(4)\n```",
+        f"What the model is: [`{entry.model}`](../models/{entry.model}.md). Licence of the weights: "
+        f"{entry.licence}. {entry.bytes:,} bytes in half precision; SHA-256 `{entry.sha256}`.",
+        f"![64 samples from the model's prior]({images}-samples.png)",
+        "Samples from its prior, not selected.",
+        f"![32 test images with reconstructions and absolute errors]({images}-pairs.png)",
+        "Test images; under each row its reconstructions, and what they differ by.",
+        "## Limits",
+        f"It knows images of {entry.data} ({shape}), and takes others for such; they are not refused. It "
+        "learned within hours on two CPU cores, so it is an example to start from, not the best that such a "
+        "model can do. It has seen no more than its training split, whose biases it has. Distances are in "
+        f"the features of a classifier of {entry.data}: they are not FID.",
+        "## Data",
+        f"`{entry.data}`: {sizes['train']:,} images for training, {sizes['validation']:,} to choose the "
+        f"weights by; scores are of the test split ({sizes['test']:,}).",
+        "## Scores",
+        "With standard errors, measured on this file by `benchmarks/pretrained.py`.",
+        markdown_table(("metric", "value", "n", "unit"), scores),
+        "## Recipe",
+        markdown_table(("of", "option", "value"), recipe),
+        "## Options of the model",
+        markdown_table(("option", "value"), options),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": model_table,
     "data": data_table,
@@ -357,6 +425,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "priors_fashion_mnist": lambda: priors_table("fashion_mnist"),
     "priors_mnist": lambda: priors_table("mnist"),
     "exemplar": exemplar_table,
+    "pretrained": pretrained_table,
     "train_options": lambda: options_table(describe_fields(TrainConfig)),
 }
 
@@ -398,6 +467,10 @@ def pages() -> dict[str, tuple[str, str]]:
             ),
         ),
         "parts/data-sets.md": ("Data sets", data_page()),
+        **{
+            f"weights/{entry.model}-{entry.data}.md": (f"{entry.model}, {entry.data}", weights_page(entry))
+            for entry in manifest().values()
+        },
     }
 
 

@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 # Names are imported on first use, so that `import vaezoo` and the command line's --help cost nothing. No
 # submodule may have the name of a function here: importing it would put the module in the function's place.
 _NAMES = {
-    "create": "vaezoo.registry",
-    "describe": "vaezoo.registry",
-    "list_models": "vaezoo.registry",
+    "create": "vaezoo.zoo",
+    "describe": "vaezoo.zoo",
+    "list_models": "vaezoo.zoo",
     "register": "vaezoo.registry",
     "VaezooError": "vaezoo.errors",
     "Autoencoder": "vaezoo.autoencoder",
@@ -70,9 +70,10 @@ if TYPE_CHECKING:
     from vaezoo.evaluation import evaluate
     from vaezoo.exporting import export
     from vaezoo.objective import Loss, Progress
-    from vaezoo.registry import create, describe, list_models, register
+    from vaezoo.registry import register
     from vaezoo.sharing import push
     from vaezoo.trainer import fit_prior, train
+    from vaezoo.zoo import create, describe, list_models
 
 
 def __getattr__(name: str) -> Any:

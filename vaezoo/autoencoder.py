@@ -100,11 +100,14 @@ class Autoencoder(nn.Module):
     }
 
     prior: Prior | None
+    #: Whether `initialize` is done with; trained and loaded weights would be lost by another one.
+    initialized: bool
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.prior = None
+        self.initialized = False
 
     @classmethod
     def from_options(cls: type[A], options: Mapping[str, Any], where: str | None = None) -> A:
@@ -153,7 +156,8 @@ class Autoencoder(nn.Module):
         return None
 
     def initialize(self, x: Tensor) -> None:
-        """Data-dependent initialisation, called once with images [N, C, H, W] before the first step."""
+        """Data-dependent initialisation, called once with images [N, C, H, W] before the first step of new
+        weights."""
 
     def latents(self, x: Tensor) -> Latent:
         """What a prior is fitted to, and what `decode` takes: a draw z ~ q(z|x), or the codes."""

@@ -27,7 +27,7 @@ from vaezoo.autoencoder import Autoencoder
 from vaezoo.errors import CheckpointError, VaezooError, unknown
 from vaezoo.hub import fetch, is_address
 from vaezoo.priors import PRIORS, Prior
-from vaezoo.registry import MODELS, create
+from vaezoo.registry import MODELS
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
@@ -234,6 +234,7 @@ def load(
         _check_shapes(path, beside, expected)
         model = _build(header["model"], config, described, modules)
         model.load_state_dict(_read_both(path, beside))
+        model.initialized = True
     except CheckpointError:
         raise
     except VaezooError as error:
@@ -299,7 +300,7 @@ def _read_both(path: Path, beside: Path | None) -> dict[str, Tensor]:
 def _build(
     name: str, config: dict[str, Any], prior: dict[str, Any] | None, modules: dict[str, nn.Module]
 ) -> Autoencoder:
-    model = create(name, **config, **modules)
+    model = MODELS.get(name).from_options({**config, **modules}, where=name)
     if prior is None:
         model.prior = None
     elif prior.get("fitted", True):

@@ -117,20 +117,41 @@ def output_folder(args: argparse.Namespace) -> Path:
 def command_list(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
-    from vaezoo.registry import MODELS, describe
+    from vaezoo.registry import MODELS
+    from vaezoo.zoo import describe, list_models
 
+    if args.pretrained:
+        names = list_models(args.pattern, pretrained=True)
+        if not names:
+            raise VaezooError(f"there are no trained weights of a model that matches '{args.pattern}'")
+        return print(tabulate(*pretrained_table(names)))
     rows = []
     for name, origin, error in MODELS.status(args.pattern):
         rows.append([name, f"broken: {error}" if error else describe(name)["summary"], origin])
     if not rows:
         raise VaezooError(f"no model matches '{args.pattern}'. Available: {', '.join(MODELS.names())}")
     print(tabulate(rows, ["model", "what it is", "from"], maxcolwidths=[None, 90, 40]))
+    return None
+
+
+def pretrained_table(names: Sequence[str]) -> tuple[list[list[Any]], list[str]]:
+    """Rows and titles: the trained weights of some models, with the scores that most of them have."""
+    from vaezoo.pretrained import manifest
+
+    entries = [weights for weights in manifest().values() if weights.model in names]
+    rows = []
+    for entry in entries:
+        frechet = entry.scores.get(f"sampling/frechet_{entry.data}", {}).get("value")
+        mse = entry.scores["reconstruction/mse"]["value"]
+        rows.append([entry.model, entry.data, f"{entry.bytes / 1e6:.1f} MB", f"{mse:.4f}", frechet])
+    return rows, ["model", "data", "size", "MSE", "Frechet distance"]
 
 
 def command_info(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
-    from vaezoo.registry import MODELS, describe
+    from vaezoo.registry import MODELS
+    from vaezoo.zoo import describe
 
     if args.name not in MODELS.names() and (Path(args.name).exists() or len(Path(args.name).parts) > 1):
         from vaezoo.checkpoint import describe_priors, read_header, weights_file
@@ -147,6 +168,7 @@ def command_info(args: argparse.Namespace) -> None:
             rows, ["option", "type", "default", "limits", "meaning"], maxcolwidths=[None, 24, 20, 12, 60]
         )
     )
+    print(f"\nTrained weights: {', '.join(about['pretrained']) or 'none'}")
     for data, recipe in about["recipes"].items():
         print(f"\nRecipe on {'any data' if data == '*' else data}: {recipe}")
 
@@ -154,9 +176,10 @@ def command_info(args: argparse.Namespace) -> None:
 def command_train(args: argparse.Namespace) -> None:
     from vaezoo.config import split_options
     from vaezoo.random import derive, seeded
-    from vaezoo.registry import MODELS, create
+    from vaezoo.registry import MODELS
     from vaezoo.run import TrainConfig
     from vaezoo.trainer import train
+    from vaezoo.zoo import create
 
     if args.resume:
         return resume_training(args)
@@ -172,13 +195,34 @@ def command_train(args: argparse.Namespace) -> None:
     training |= training_flags(args)
     seed = TrainConfig.parse(training, f"train {args.model}").seed
     data = load_images(args.data, data_options, args.device, args.binarize)
-    with seeded(derive(seed, "create"), "cpu"):
-        model = create(args.model, **{"image_shape": data.image_shape, **model_options})
+    if args.init:
+        model = initial_model(args.init, args.model, model_options)
+    else:
+        with seeded(derive(seed, "create"), "cpu"):
+            model = create(args.model, **{"image_shape": data.image_shape, **model_options})
     out = Path(args.out or f"runs/{args.model}-{Path(data.name).stem}")
     callbacks = make_callbacks(args, data, out)
     run = train(model, data, out=out, device=args.device, callbacks=callbacks, **training)
     report_run(run, out, model.default_prior)
     return None
+
+
+def initial_model(source: str, name: str, options: dict[str, Any]) -> Autoencoder:
+    """Trained weights to go on from: those that create(pretrained=) knows by this name, else of a run."""
+    from vaezoo.checkpoint import load
+    from vaezoo.hub import is_address
+    from vaezoo.pretrained import data_of
+    from vaezoo.registry import MODELS
+    from vaezoo.zoo import create
+
+    if source in data_of(name) or not (is_address(source) or Path(source).exists()):
+        return create(name, pretrained=source, **options)
+    if options:
+        raise VaezooError(f"{source} has its own options, so '{next(iter(options))}' cannot be given")
+    model = load(source)
+    if MODELS.name_of(type(model)) != name:
+        raise VaezooError(f"{source} holds a {MODELS.name_of(type(model))}, not a {name}")
+    return model
 
 
 def make_callbacks(args: argparse.Namespace, data: ImageData, out: Path) -> list[Callback]:
@@ -199,13 +243,13 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
-    from vaezoo.registry import create
     from vaezoo.run import TrainConfig
     from vaezoo.trainer import train
+    from vaezoo.zoo import create
 
     given = [
         k
-        for k in ("model", "data", "out", "batch_size", "lr", "seed", "binarize")
+        for k in ("model", "data", "out", "batch_size", "lr", "seed", "binarize", "init")
         if getattr(args, k) is not None
     ]
     if given or args.options:
@@ -462,6 +506,7 @@ def make_parser() -> Parser:
 
     command = add("list", command_list, "List the models, plug-ins included.")
     command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+    command.add_argument("--pretrained", action="store_true", help="list the trained weights")
 
     command = add("info", command_info, "Describe a model, or print the header of a run.")
     command.add_argument("name", help="name of a model, or path of a run (./vae is a path, vae a model)")
@@ -473,6 +518,12 @@ def make_parser() -> Parser:
     add_training(command)
     command.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
     command.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    command.add_argument(
+        "--init",
+        metavar="NAME",
+        help="begin with trained weights: the name of the data set that they were trained on "
+        "(see list --pretrained), or a run",
+    )
     command.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard, too")
     command.add_argument(
         "--pictures",

@@ -30,9 +30,10 @@ from vaezoo.evaluation.side_by_side import Reports, SideBySide, side_by_side
 from vaezoo.plots import PICTURES, captioned, overview, save_pictures
 from vaezoo.priors import PRIORS
 from vaezoo.random import derive, seeded
-from vaezoo.registry import MODELS, create
+from vaezoo.registry import MODELS
 from vaezoo.run import STATE, TrainConfig
 from vaezoo.trainer import fit_prior, resolve_device, train
+from vaezoo.zoo import create
 
 PLAN = "compare.json"
 

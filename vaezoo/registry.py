@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -162,45 +161,7 @@ MODELS: Registry[type[Autoencoder]] = Registry(
 )
 
 
-def create(name: str, **options: Any) -> Autoencoder:
-    """Make a model by its registered name.
-
-    Args:
-        name: see `list_models()`.
-        **options: fields of the model's config (see `describe(name)`), and the modules that its class takes,
-            such as `encoder=` and `decoder=`.
-
-    Raises:
-        VaezooError: unknown name or option, a value out of range, a shape that the network cannot process.
-    """
-    return MODELS.get(name).from_options(options, where=name)
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of all models, plug-ins included, that match a shell-style pattern: `list_models("*vq*")`."""
-    return MODELS.names(pattern)
-
-
 def register(name: str, model: type[Autoencoder]) -> None:
     """Add a model class. An installed package uses the entry-point group `vaezoo.models` instead and needs no
     call."""
     MODELS.register(name, model)
-
-
-def describe(name: str) -> dict[str, Any]:
-    """What a model is: paper, summary, the prior that is fitted after training,
-    options (name, type, default, limits, meaning) and recipes."""
-    from vaezoo.config import describe_fields
-
-    model = MODELS.get(name)
-    summary, _, rest = (inspect.getdoc(model) or "").partition("\n")
-    return {
-        "name": name,
-        "class": f"{model.__module__}.{model.__qualname__}",
-        "summary": summary,
-        "details": rest.strip(),
-        "paper": model.paper,
-        "prior": model.default_prior or "its own",
-        "options": describe_fields(model.Config),
-        "recipes": model.recipes,
-    }

@@ -22,7 +22,7 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.errors import VaezooError
 from vaezoo.hub import is_address, upload
-from vaezoo.registry import describe
+from vaezoo.zoo import describe
 
 CARD = "README.md"
 

@@ -114,6 +114,8 @@ def train(
         write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
     def start() -> None:
+        if model.initialized:
+            return
         pixels = math.prod(images.image_shape)
         count = min(INITIALIZATION_IMAGES, len(images.train), max(1, INITIALIZATION_PIXELS // pixels))
         with seeded(derive(config.seed, "initialize"), device):
@@ -138,6 +140,7 @@ def train(
         },
         how_to_resume=f"train(..., resume=True), or `vaezoo train --resume {folder}`",
     )
+    model.initialized = True
     model.eval()
     return run
 

@@ -173,9 +173,7 @@ def test_inpainting_says_what_it_needs():
     x = testing.images(model)
     with pytest.raises(VaezooError, match=r"hole must be bool \[16, 16\]"):
         model.inpaint(x, torch.zeros(8, 8, dtype=torch.bool))
-    with pytest.raises(
-        VaezooError, match="unknown option of inpainting 'candidate'; did you mean"
-    ):
+    with pytest.raises(VaezooError, match="unknown option of inpainting 'candidate'; did you mean"):
         model.inpaint(x, torch.zeros(16, 16, dtype=torch.bool), candidate=2)
     model.prior = None
     with pytest.raises(NotFittedError, match="fit_prior"):
