@@ -31,6 +31,13 @@ PICTURES = Path(__file__).parents[1] / "docs" / "assets" / "priors"
 COLUMNS = 16
 DATA = ("fashion_mnist", "mnist")
 
+#: Registered names of the models, with options of the model and of its training that differ from the recipe.
+MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ae": ("ae", {}, {}),
+    "vae": ("vae", {}, {}),
+    "vq_vae": ("vq_vae", {}, {}),
+    "vq_vae_64_codes": ("vq_vae", {"codes": 64}, {"epochs": 8}),
+}
 #: Options of the priors of each model; "own" is the one that the model has from the start, "gaussian" a
 #: mixture of one, the simplest that Ghosh et al. 2020 fit to an autoencoder.
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -41,6 +48,7 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
         "pixelsnail": {"epochs": 6},
         "pixelcnn": {"width": 48, "layers": 6, "epochs": 6},
     },
+    "vq_vae_64_codes": {"transformer": {"width": 96, "dropout": 0.0, "epochs": 20}},
 }
 METRICS = (
     "frechet_{}",
@@ -109,7 +117,7 @@ def cell(out: Path, data: Any, model_name: str, prior: str, options: dict[str, A
             "cells": {},
         },
     )
-    of_data["cells"][f"{model_name}/{prior}"] = summary(report, folder, data.name, options)
+    of_data["cells"][f"{model_name}/{prior}"] = summary(report, folder, data.name, model_name, options)
     of_data["cells"] = {
         key: of_data["cells"][key]
         for key in (f"{m}/{p}" for m, priors in CELLS.items() for p in priors)
@@ -146,9 +154,11 @@ def finished(folder: Path, work: Any) -> Path:
 
 
 def train(folder: Path, data: Any, name: str, seed: int) -> None:
+    registered, of_model, of_training = MODELS[name]
     with seeded(derive(seed, "create"), "cpu"):
-        model = vaezoo.create(name, image_shape=data.image_shape)
-    vaezoo.train(model, data, out=folder, resume=(folder / STATE).exists(), seed=seed, progress=True)
+        model = vaezoo.create(registered, image_shape=data.image_shape, **of_model)
+    resume = (folder / STATE).exists()
+    vaezoo.train(model, data, out=folder, resume=resume, seed=seed, progress=True, **of_training)
 
 
 def fit(folder: Path, model_folder: Path, data: Any, prior: str, options: dict[str, Any], seed: int) -> None:
@@ -168,7 +178,7 @@ def fit(folder: Path, model_folder: Path, data: Any, prior: str, options: dict[s
     )
 
 
-def summary(report: Report, folder: Path, data: str, options: dict[str, Any]) -> dict[str, Any]:
+def summary(report: Report, folder: Path, data: str, model: str, options: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a report with their standard errors, and how the prior was trained."""
     names = {metric.format(data): f"sampling/{metric.format(data)}" for metric in METRICS}
     names |= {
@@ -182,7 +192,9 @@ def summary(report: Report, folder: Path, data: str, options: dict[str, Any]) ->
     }
     logs = [json.loads(line) for path in folder.rglob("prior*/**/metrics.jsonl") for line in path.open()]
     validation = [line["validation/loss"] for line in logs if "validation/loss" in line]
+    _, of_model, of_training = MODELS[model]
     return {
+        "model_options": {**of_model, **of_training},
         "options": options,
         "prior": report.header["model"]["prior"],
         "validation_nll": min(validation) if validation else None,
