@@ -29,8 +29,8 @@ class Streamed(Codes):
     def load(self, index):
         return torch.tensor([index], dtype=torch.uint8)
 
-    def batch(self, indices):
-        return indices[:, None].float() / 255
+    def floats(self, images):
+        return images.float() / 255
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

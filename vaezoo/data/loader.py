@@ -17,7 +17,8 @@ from vaezoo.random import derive, generator
 class Batched(Protocol):
     """What a `Loader` needs: a `Split`, or anything that gives batches by index, such as codes.
 
-    If `resident` is False it also has `load(index: int) -> uint8 tensor`, which runs in the workers.
+    If `resident` is False it also has `load(index: int) -> uint8 tensor`, which runs in the workers, and
+    `floats`, which makes a batch of those (see `Split.floats`).
     """
 
     @property
@@ -91,7 +92,7 @@ class Loader:
         )
         try:
             for batch in images:
-                yield batch.to(device, non_blocking=on_cuda).float().div_(255)
+                yield self.split.floats(batch.to(device, non_blocking=on_cuda))  # type: ignore[attr-defined]
         except DataError as error:
             # From a worker it comes with the worker's traceback before what it says.
             sentence = str(error).strip().splitlines()[-1]
