@@ -11,12 +11,14 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from bars import bars
+from PIL import Image
 
 import vaezoo
 from vaezoo.checkpoint import PRIORS_FOLDER, WEIGHTS, read_header, read_tensors
@@ -50,7 +52,9 @@ TRAINING = {"batch_size": 32, "epochs": EPOCHS, "device": "cpu", "progress": Fal
 PRIOR_CASES = {"flow": "vae", "two_stage": "vae", "pixelcnn": "vq_vae", "pixelsnail": "vq_vae2"} | {
     "transformer": "vq_vae"
 }
-CASES = [*MODELS.names(), "vae+vamp", *(f"prior:{name}" for name in PRIOR_CASES)]
+#: A source of images that are decoded when they are asked for, by other processes.
+STREAMING_CASES = ("streaming:folder", "streaming:shards")
+CASES = [*MODELS.names(), "vae+vamp", *(f"prior:{name}" for name in PRIOR_CASES), *STREAMING_CASES]
 
 
 def tiny(name: str, seed: int = 0) -> vaezoo.Autoencoder:
@@ -68,7 +72,7 @@ def tiny(name: str, seed: int = 0) -> vaezoo.Autoencoder:
 def run_case(case: str, out: Path, resume: bool = False) -> None:
     """Train a model, or fit a prior to a model, that starts elsewhere if the run is resumed."""
     kind, _, name = case.rpartition(":")
-    data = vaezoo.load_data(bars())
+    data = streamed(name, out / "data") if kind == "streaming" else vaezoo.load_data(bars())
     if kind == "prior":
         fields = PRIORS.get(name).Config.model_fields
         options = {key: value for key, value in TINY.items() if key in fields}
@@ -76,7 +80,25 @@ def run_case(case: str, out: Path, resume: bool = False) -> None:
         vaezoo.fit_prior(model, data, name, out=out, resume=resume, **options, **TRAINING)
     else:
         options = {"weight_ema": 0.9, "lr_schedule": "cosine", **TRAINING}
+        if kind == "streaming":
+            name, options["workers"] = "vae", 2
         vaezoo.train(tiny(name, seed=99 if resume else 0), data, out=out, resume=resume, **options)
+
+
+def streamed(kind: str, folder: Path) -> vaezoo.data.ImageData:
+    """The same images in files, binarised anew at every step."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for i, image in enumerate(bars()):
+            Image.fromarray(image[0].numpy()).save(folder / f"{i:03}.png")
+        if kind == "shards":
+            files = sorted(folder.iterdir())
+            for number in range(3):
+                with tarfile.open(folder / f"{number}.tar", "w") as shard:
+                    for file in files[100 * number : 100 * number + 100]:
+                        shard.add(file, file.name)
+    source = "image_folder" if kind == "folder" else "webdataset"
+    return vaezoo.load_data(source, path=folder, channels=1, memory_limit_gb=0, binarize="dynamic")
 
 
 def run_folder(case: str, out: Path) -> Path:

@@ -178,13 +178,3 @@ def test_memory_limit_decides(folder):
 def test_binarisation(folder):
     batch = load_data(folder, binarize="static").train.batch(torch.arange(5))
     assert batch.unique().tolist() == [0, 1]
-    with pytest.raises(DataError, match="raise memory_limit_gb"):
-        load_data(folder, binarize="dynamic", memory_limit_gb=0)
-
-
-def test_streaming_split_parts(folder):
-    split = load_data(folder, memory_limit_gb=0).train
-    part = split.subset(5, seed=0)
-    assert torch.equal(part.first(2).batch(torch.tensor([1])), part.batch(torch.tensor([1])))
-    assert len(part.labels) == len(part) == 5
-    assert part.to("meta").labels.device.type == "meta"

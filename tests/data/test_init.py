@@ -10,7 +10,7 @@ from vaezoo.errors import DataError, VaezooError
 
 def test_names():
     expected = """cars3d celeba cifar10 digits dsprites fashion_mnist image_file image_folder mnist mpi3d
-        shapes3d smallnorb sprites svhn"""
+        shapes3d smallnorb sprites svhn webdataset"""
     assert DATASETS.names() == expected.split()
 
 
@@ -38,7 +38,9 @@ def test_names():
         ("image_folder", {}, ["image_folder needs the option path", "skip_broken", "memory_limit_gb"]),
         ("nowhere/images.npz", {}, ["there is no file nowhere/images.npz"]),
         ("nowhere/images", {}, ["nowhere/images is neither", ".npz", ".safetensors"]),
-        (Path("images.tar"), {}, ["images.tar is neither"]),
+        (Path("images.rar"), {}, ["images.rar is neither"]),
+        (Path("images.tar"), {}, ["there is no shard images.tar"]),
+        ("{0..9}.tar", {"validation": -1}, ["{0..9}.tar: validation", "-1", "greater than 0"]),
         ([1, 2], {}, ["not by list"]),
         ("mnist", {}, ["MNIST could not be read at", "/nowhere/MNIST/raw", "download=True", "VAEZOO_DATA"]),
         ("svhn", {}, ["/nowhere/train_32x32.mat"]),

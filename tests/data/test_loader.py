@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from PIL import Image
@@ -29,8 +33,8 @@ class Streamed(Codes):
     def load(self, index):
         return torch.tensor([index], dtype=torch.uint8)
 
-    def batch(self, indices):
-        return indices[:, None].float() / 255
+    def floats(self, images):
+        return images.float() / 255
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -103,6 +107,23 @@ def test_streaming_gives_the_same_batches_as_a_resident_split(tmp_path, workers)
     assert torch.equal(state, torch.get_rng_state())  # nor do workers touch the global generator
     indices = torch.tensor([3, 0, 3])
     assert torch.equal(resident.train.batch(indices), streaming.train.batch(indices))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_go_on_when_all_processes_of_a_run_are_told_to_end(number):
+    """The trainer finishes its step and writes its state first."""
+    loader = Loader(Streamed(40), 2, workers=2)
+    expected = list(Loader(Streamed(40), 2).epoch(0))
+    before = {process.pid for process in multiprocessing.active_children()}
+    batches = loader.epoch(0)
+    found = [next(batches), next(batches)]  # one of each worker, so both have started
+    workers = [process for process in multiprocessing.active_children() if process.pid not in before]
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, number)
+    found += batches
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_batch_sizes_that_cannot_be_are_refused():

@@ -54,6 +54,7 @@ DATASETS: Registry[Callable[..., ImageData]] = Registry(
         "cars3d": "vaezoo.data.published:cars3d",
         "smallnorb": "vaezoo.data.published:smallnorb",
         "image_folder": "vaezoo.data.folder:image_folder",
+        "webdataset": "vaezoo.data.shards:webdataset",
         "image_file": "vaezoo.data.files:image_file",
     },
 )
@@ -83,9 +84,9 @@ def load_data(
     """Load a data set.
 
     Args:
-        source: a registered name (see `DATASETS.names()`); a file (.npz, .h5, .pt, .safetensors) or a folder
-            of images; images [N, C, H, W], [N, H, W, C] or [N, H, W], uint8 or floats in [0, 1]; or an
-            `ImageData`, which comes back as it is.
+        source: a registered name (see `DATASETS.names()`); a file (.npz, .h5, .pt, .safetensors), shards
+            (.tar) or a folder of images; images [N, C, H, W], [N, H, W, C] or [N, H, W], uint8 or floats in
+            [0, 1]; or an `ImageData`, which comes back as it is.
         root: folder of the data sets; None: see `data_root`.
         device: where the images are kept and batches are made.
         binarize: "none"; "static": every split is drawn once from Bernoulli(grey level); "dynamic": train is
@@ -126,10 +127,12 @@ def _find(source: Any) -> tuple[str, Callable[..., ImageData], dict[str, Any]]:
         return name, DATASETS.get(source), {}
     if path.is_dir():
         return name, DATASETS.get("image_folder"), {"path": path}
+    if path.suffix.lower() == ".tar":  # perhaps a pattern of many
+        return name, DATASETS.get("webdataset"), {"path": path}
     if path.suffix.lower() in FILE_SUFFIXES:
         return name, DATASETS.get("image_file"), {"path": path}
     if isinstance(source, Path) or os.sep in source or path.exists():
-        known = ", ".join(FILE_SUFFIXES)
+        known = ", ".join((".tar", *FILE_SUFFIXES))
         raise DataError(
             f"{path} is neither a folder of images nor one of the files that can be read ({known})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,7 +18,8 @@ from vaezoo.random import derive, generator
 class Batched(Protocol):
     """What a `Loader` needs: a `Split`, or anything that gives batches by index, such as codes.
 
-    If `resident` is False it also has `load(index: int) -> uint8 tensor`, which runs in the workers.
+    If `resident` is False it also has `load(index: int) -> uint8 tensor`, which runs in the workers, and
+    `floats`, which makes a batch of those (see `Split.floats`).
     """
 
     @property
@@ -86,16 +88,23 @@ class Loader:
             sampler=order.tolist(),
             num_workers=self.workers,
             pin_memory=on_cuda,
+            worker_init_fn=_leave_signals_to_the_trainer,
             # DataLoader draws a seed for its workers: from here, so that training's own draws stay the same.
             generator=generator(derive(self.seed, "workers", epoch), "cpu"),
         )
         try:
             for batch in images:
-                yield batch.to(device, non_blocking=on_cuda).float().div_(255)
+                yield self.split.floats(batch.to(device, non_blocking=on_cuda))  # type: ignore[attr-defined]
         except DataError as error:
             # From a worker it comes with the worker's traceback before what it says.
             sentence = str(error).strip().splitlines()[-1]
             raise DataError(sentence.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from None
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and schedulers reach all processes of a run, but one decides when it ends: after a step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Images(Dataset[Tensor]):

@@ -55,6 +55,7 @@ class Split(ABC):
 
     _labels: Tensor | None = None
     _factors: Tensor | None = None
+    _dynamic: bool = False  # binarise anew in every batch
 
     @property
     def labels(self) -> Tensor | None:
@@ -72,6 +73,12 @@ class Split(ABC):
     @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
         """Images at `indices` (long [B]) as float32 [B, C, H, W] in [0, 1], on the split's device."""
+
+    def floats(self, images: Tensor) -> Tensor:
+        """What `batch` makes of uint8 images [B, C, H, W] that are on the device."""
+        values = images.float().div_(255)
+        # A comparison is three times as fast as torch.bernoulli.
+        return (torch.rand_like(values) < values).float() if self._dynamic else values
 
     @abstractmethod
     def view(self: S, indices: Tensor) -> S:
@@ -149,9 +156,7 @@ class ResidentSplit(Split):
         return len(self._images) if self._index is None else len(self._index)
 
     def batch(self, indices: Tensor) -> Tensor:
-        images = self._gather(indices).float().div_(255)
-        # A comparison is three times as fast as torch.bernoulli.
-        return (torch.rand_like(images) < images).float() if self._dynamic else images
+        return self.floats(self._gather(indices))
 
     def view(self, indices: Tensor) -> ResidentSplit:
         indices = indices.to(self.device)

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vaezoo.data.folder import file_split
 from vaezoo.data.splits import Factor, ImageData, ResidentSplit, Share, Split, assemble
+from vaezoo.data.streaming import Paths, file_split
 from vaezoo.errors import DataError
 
 FASHION_CLASSES = (
@@ -100,7 +100,7 @@ def celeba(
         faces = _read(
             "CelebA", root / "celeba", lambda: CelebA(str(root), split=name, download=download), download
         )
-        files = [root / "celeba" / "img_align_celeba" / file for file in faces.filename]
+        files = Paths([root / "celeba" / "img_align_celeba" / file for file in faces.filename])
         factors = tuple(Factor(attribute, 2, "categorical") for attribute in faces.attr_names if attribute)
         images = file_split(
             files, size=size, channels=3, crop=crop, factors=faces.attr, memory_limit_gb=memory_limit_gb
