@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -618,11 +619,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def run_command(args: argparse.Namespace) -> None:
+    """Run a command, in each of the processes where `torchrun` started several; the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return args.run_command(args)
+    if args.command not in ("train", "fit-prior"):
+        raise VaezooError("only train and fit-prior run in several processes; start this without torchrun")
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from vaezoo.distributed import process_group, rank
+
+    # What is raised inside is what torchrun says at the end, from the process that failed first.
+    with process_group(), redirect_stdout(None if rank() else sys.stdout):
+        record(args.run_command)(args)
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = parse(arguments)
     try:
-        args.run_command(args)
+        run_command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

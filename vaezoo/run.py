@@ -29,6 +29,7 @@ from vaezoo.checkpoint import (
     write_text,
 )
 from vaezoo.config import BaseConfig
+from vaezoo.distributed import mean_of_processes, processes, rank
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 
 STATE = "state.safetensors"
@@ -53,7 +54,10 @@ class TrainConfig(BaseConfig):
     """Options of a run. Defaults of a model on a data set come from its recipe."""
 
     epochs: int = Field(20, ge=1, description="passes over the training split")
-    batch_size: int = Field(128, ge=1, description="images per step")
+    batch_size: int = Field(128, ge=1, description="images per step, over all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a step's batch is split into, one after the other, to save memory"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="constant, or a half cosine down to 0 at the end of the run"
@@ -149,24 +153,28 @@ class Log:
         self.epoch = 0
         self.summary = ""
 
-    def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> None:
-        """Take the terms of one step; at the end of an interval write their means."""
+    def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> bool:
+        """Take the terms of one step; at the end of an interval write their means. Returns whether it did."""
         self.epoch = epoch
         for name, value in terms.items():
             self.values.setdefault(name, []).append(value)
             self.steps.setdefault(name, []).append(self.run.steps - 1)
-        if end_of_epoch or self.run.steps % self.interval == 0:
+        complete = end_of_epoch or self.run.steps % self.interval == 0
+        if complete:
             means = {name: float(values.mean()) for name, values in self.pending().items()}
             self.values, self.steps = {}, {}
             logged = {f"train/{name}": value for name, value in means.items()}
             self.line({"step": self.run.steps, "epoch": epoch + 1, **logged})
             self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+        return complete
 
     def pending(self) -> dict[str, Tensor]:
-        """The terms since the last line, float64 on the CPU; raises at the first that is not finite."""
+        """The terms since the last line, float64 on the CPU; raises at the first that is not finite, on all
+        processes alike."""
         if not self.values:
             return {}
-        flat = torch.cat([torch.stack(values).double() for values in self.values.values()]).cpu()
+        flat = torch.cat([torch.stack(values).double() for values in self.values.values()])
+        flat = mean_of_processes(flat).cpu()
         found = dict(zip(self.values, flat.split([len(values) for values in self.values.values()])))
         wrong = [
             (self.steps[name][int(row)], name == "loss", name, float(values[row]))
@@ -323,7 +331,8 @@ class State:
             said = str(error).splitlines()[0] if str(error) else repr(error)
             raise CheckpointError(f"{path} does not belong to this model: {said}") from None
         run.history = _read_log(folder / METRICS, run.steps)
-        write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+        if rank() == 0:
+            write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
 
 
 def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
@@ -396,6 +405,8 @@ def open_folder(out: str | Path | None, resume: bool, replace: bool = False) -> 
             f"{folder} already holds a run; go on with resume=True (on the command line: --resume), "
             "or choose another folder"
         )
+    if rank() > 0:
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     if not resume:
@@ -422,5 +433,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "git_commit": commit,
     }

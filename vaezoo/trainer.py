@@ -29,6 +29,15 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import split_options
 from vaezoo.data import ImageData, Loader, load_data
+from vaezoo.distributed import (
+    collect,
+    largest,
+    part_of_batch,
+    process_group,
+    processes,
+    rank,
+    replicate,
+)
 from vaezoo.errors import DataError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.latents import Latents, encode_data, labels_for
@@ -58,6 +67,10 @@ SMALLEST_NORM = 1e-7
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
+#: What ends a run between two steps.
+Stop = type[KeyboardInterrupt] | type[Terminated]
+
+
 class Trainable(Protocol):
     """What the loop trains: an `Autoencoder` on images, or a `Prior` on latents."""
 
@@ -65,6 +78,7 @@ class Trainable(Protocol):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
 
 
+@process_group()
 def train(
     model: Autoencoder,
     data: Any,
@@ -77,6 +91,8 @@ def train(
     **options: Any,
 ) -> Run:
     """Train a model.
+
+    In processes that `torchrun` started, they train it together, and all of them get the trained model.
 
     A prior that was fitted to the model's latents before is dropped, since the latents change; the model goes
     back to its own. On the CPU, denormal numbers are flushed to zero from then on, in the whole process.
@@ -103,13 +119,15 @@ def train(
     check_callbacks(callbacks)
     name = MODELS.name_of(type(model))
     config = TrainConfig.parse({**recipe(model, images.name), **options}, f"train {name}")
-    loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
+    loader = Loader(
+        images.train, config.batch_size, seed=config.seed, workers=config.workers, share=share(config)
+    )
     folder = open_folder(out, resume)
     if model.prior is not None and model.prior.fitted:
         model.prior = model.make_prior()
     model.to(device)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
-    if folder is not None and not resume:
+    if folder is not None and not resume and rank() == 0:
         described = {**header, "environment": environment(device)}
         write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
@@ -142,6 +160,7 @@ def train(
     return run
 
 
+@process_group()
 def fit_prior(
     model: Autoencoder,
     data: Any,
@@ -185,6 +204,7 @@ def fit_prior(
     )
     prior_config = prior_class.Config.parse(of_prior, f"prior '{prior_name}'")
     config = TrainConfig.parse({**recipe(prior_class, images.name), **of_fit}, f"fit-prior {prior_name}")
+    own_share = share(config)
     with seeded(derive(config.seed, "prior"), device):
         module = prior_class(prior_config, model.latent).to(device)
     labels = labels_for(module, prior_name, images)
@@ -200,7 +220,7 @@ def fit_prior(
     else:
         run = fit(
             module,
-            Loader(latents["train"], config.batch_size, seed=config.seed),
+            Loader(latents["train"], config.batch_size, seed=config.seed, share=own_share),
             Loader(latents["validation"], config.batch_size, shuffle=False, drop_last=False),
             config,
             start=lambda: module.initialize(encoded["train"]),
@@ -217,15 +237,16 @@ def fit_prior(
                 f"fit_prior(..., resume=True), or `vaezoo fit-prior {out} --prior {prior_name} --resume`"
             ),
         )
-    if out is not None and model.prior is not None and not model.prior.fitted:
-        save_prior(model, out)  # the model's own one, which the weights' file will not hold any longer
+    written = out if rank() == 0 else None
+    if written is not None and model.prior is not None and not model.prior.fitted:
+        save_prior(model, written)  # the model's own one, which the weights' file will not hold any longer
     module.fitted = True
     model.prior = module.eval()
-    if out is not None:
-        file = weights_file(out)
+    if written is not None:
+        file = weights_file(written)
         previous = read_header(file)["info"] if file.exists() else {}
-        save_prior(model, out, info)
-        save(model, out, {**previous, **info})
+        save_prior(model, written, info)
+        save(model, written, {**previous, **info})
     return run
 
 
@@ -247,9 +268,12 @@ def fit(
 ) -> Run:
     """The loop. All randomness of a step comes from (seed, step), so that a run can go on from any step.
 
+    Several processes run it side by side, each on its share of every batch (see `vaezoo.distributed`). They
+    have the same state after every step; process 0 alone writes it.
+
     Args:
         module: an `Autoencoder` or a `Prior`.
-        loader: batches of the training split.
+        loader: this process's `share` of the batches of the training split.
         validation: batches of the validation split.
         config: the options.
         start: called before the first step of a run that is not resumed.
@@ -268,6 +292,7 @@ def fit(
     optimizers = make_optimizers(module, config)
     total_steps = config.epochs * loader.steps_per_epoch
     step_tensor = torch.zeros((), device=device)
+    whole = processes() * config.accumulate == 1  # batches come in one piece
     autocast = _autocast(device, config.bf16)
 
     def objective(batch: Any, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
@@ -282,17 +307,22 @@ def fit(
         torch.compiler.reset()  # the limit of recompilations counts all runs of a process together
         training_objective = torch.compile(objective)
 
+    written = folder if rank() == 0 else None
     run = Run(module, folder=folder)
-    listeners = Listeners(callbacks)
-    log = Log(folder, run, config.log_steps, listeners)
+    listeners = Listeners(callbacks if rank() == 0 else ())
+    log = Log(written, run, config.log_steps, listeners)
     state = State(module, optimizers, {}, {}, run, log)
     if resume and folder is not None:
         state.restore(folder, config, identity)
     else:
         with _deterministic(config.deterministic):
             start()
-        if config.weight_ema is not None:
-            state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
+    replica: Any = None
+    if processes() > 1:
+        # Where there are several groups, one of them may sit out a step.
+        replica = training_objective = replicate(module, training_objective, some_unused=len(optimizers) > 1)
+    if config.weight_ema is not None and not state.average:
+        state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
     stop = out_of_patience(run, config, loader.steps_per_epoch)
     last_checkpoint = time.monotonic()
     first_step, seconds = run.steps, 0.0
@@ -304,14 +334,14 @@ def fit(
         desc=title,
         unit=" images",
         unit_scale=True,
-        disable=not progress if progress is not None else None,
+        disable=(None if progress is None else not progress) if rank() == 0 else True,
     )
     with (
         seeded(0, device),
         _deterministic(config.deterministic),
         deferred_interrupt() as interruption,
         bar,
-        _explained(state, folder, header, config),
+        _explained(state, written, header, config),
     ):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps if not stop else run.steps):
@@ -319,14 +349,22 @@ def fit(
             epoch, position = divmod(step, loader.steps_per_epoch)
             if position == 0 or step == first_step:
                 batches = loader.epoch(epoch, start=position)
-            reseed(derive(config.seed, "step", step), device)
-            batch = next(batches)
+            seed = derive(config.seed, "step", step)
+            reseed(seed if whole else derive(seed, "process", rank()), device)
             step_tensor.fill_(step)
 
-            total, terms, active = training_objective(batch, step_tensor)
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            parts = []
+            for part in range(config.accumulate):
+                last = part == config.accumulate - 1
+                with (
+                    part_of_batch(seed, loader.batch_size, part, config.accumulate),
+                    nullcontext() if last or replica is None else replica.no_sync(),
+                ):
+                    total, terms, active = training_objective(next(batches), step_tensor)
+                    (total if last and not part else total / config.accumulate).backward()
+                parts.append(terms)
             for name in active:
                 optimizer = optimizers[name]
                 if config.normalize_gradients:
@@ -344,7 +382,7 @@ def fit(
 
             run.steps = step + 1
             end_of_epoch = position == loader.steps_per_epoch - 1
-            log.add(terms, epoch, end_of_epoch)
+            logged = log.add(_mean(parts), epoch, end_of_epoch)
             seconds += time.monotonic() - began  # after the log, whose reading back waits for the device
             bar.update(loader.batch_size)
             bar.set_postfix_str(log.summary, refresh=False)
@@ -372,10 +410,14 @@ def fit(
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             stopped_by = interruption.by  # read once, or a signal between the two uses would cost the state
-            if folder is not None and (due or stop or stopped_by or run.steps == total_steps):
-                # In this order: whenever the process dies, the state is not ahead of the best weights.
-                state.write_best(folder, header)
-                state.write(folder, config, identity)
+            if processes() > 1:
+                # All stop at the same step, one where they wait for each other anyway.
+                due, stopped_by = agree(due, stopped_by, device) if logged else (False, None)
+            if due or stop or stopped_by or run.steps == total_steps:
+                if written is not None:
+                    # In this order: whenever the process dies, the state is not ahead of the best weights.
+                    state.write_best(written, header)
+                    state.write(written, config, identity)
                 last_checkpoint = time.monotonic()
             if stopped_by:
                 where = f"; go on with {how_to_resume}" if folder else ""
@@ -448,13 +490,52 @@ def validate(
     """
     device = next(module.parameters()).device
     step = torch.tensor(float(total_steps), device=device)
-    sums: dict[str, Tensor] = {}
-    with evaluation_mode(module), seeded(derive(seed, "validate"), device):
-        for index, batch in enumerate(loader.epoch(0)):
-            size = min(loader.batch_size, len(loader.split) - index * loader.batch_size)
-            for name, value in objective(batch, step)[1].items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.double() * size
-    return {name: float(value) / len(loader.split) for name, value in sums.items()}
+    measured: dict[int, dict[str, Tensor]] = {}
+    batches = loader.epoch(0, start=rank(), every=processes())
+    with evaluation_mode(module), seeded(0, device):
+        for index in range(rank(), loader.steps_per_epoch, processes()):
+            # The noise is the batch's own: it does not depend on the process that measures it.
+            reseed(derive(seed, "validate", index), device)
+            measured[index] = objective(next(batches), step)[1]
+    values = {index: terms for part in collect(_floats(measured)) for index, terms in part.items()}
+    sums: dict[str, float] = {}
+    for index in range(loader.steps_per_epoch):  # in this order, so that not even rounding depends on it
+        size = min(loader.batch_size, len(loader.split) - index * loader.batch_size)
+        for name, value in values[index].items():
+            sums[name] = sums.get(name, 0.0) + value * size
+    return {name: value / len(loader.split) for name, value in sums.items()}
+
+
+def _floats(measured: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, float]]:
+    """The same numbers on the host, read back at once."""
+    flat = [value.double() for terms in measured.values() for value in terms.values()]
+    numbers = iter(torch.stack(flat).tolist() if flat else ())
+    return {index: {name: next(numbers) for name in terms} for index, terms in measured.items()}
+
+
+def share(config: TrainConfig) -> tuple[int, int, int]:
+    """What a `Loader` gives this process of each batch: its share, in `accumulate` parts."""
+    parts = processes() * config.accumulate
+    if config.batch_size % parts:
+        raise VaezooError(
+            f"batch_size={config.batch_size} is shared by {processes()} processes with "
+            f"accumulate={config.accumulate}, so it must be a multiple of {parts}"
+        )
+    return rank(), processes(), config.accumulate
+
+
+def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of a step, averaged over its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}
+
+
+def agree(due: bool, stopped_by: Stop | None, device: torch.device) -> tuple[bool, Stop | None]:
+    """Whether any process finds the state due, and by what any process was asked to stop."""
+    kinds = [None, *Interruption.SIGNALS.values()]
+    any_due, kind = largest([int(due), kinds.index(stopped_by)], device)
+    return bool(any_due), kinds[kind]
 
 
 @contextmanager
@@ -476,16 +557,18 @@ class Interruption:
     """By which exception the run was asked to end; None as long as it was not."""
 
     #: What Ctrl-C sends, and what schedulers and container engines send some seconds before they kill.
-    SIGNALS: Mapping[int, type[KeyboardInterrupt] | type[Terminated]] = {
+    SIGNALS: Mapping[int, Stop] = {
         signal.SIGINT: KeyboardInterrupt,
         signal.SIGTERM: Terminated,
     }
 
     def __init__(self) -> None:
-        self.by: type[KeyboardInterrupt] | type[Terminated] | None = None
+        self.by: Stop | None = None
 
     def receive(self, number: int, frame: Any) -> None:
-        if self.by:
+        # A process of several gets a scheduler's signal twice, also from torchrun, which kills those that are
+        # still there after half a minute.
+        if self.by and processes() == 1:
             raise self.SIGNALS[number]("stopped within a step")
         self.by = self.SIGNALS[number]
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vaezoo.distributed import per_image
 from vaezoo.errors import DataError
 from vaezoo.random import derive, generator
 
@@ -151,7 +152,9 @@ class ResidentSplit(Split):
     def batch(self, indices: Tensor) -> Tensor:
         images = self._gather(indices).float().div_(255)
         # A comparison is three times as fast as torch.bernoulli.
-        return (torch.rand_like(images) < images).float() if self._dynamic else images
+        return (
+            (per_image(torch.rand, images.shape, images.device) < images).float() if self._dynamic else images
+        )
 
     def view(self, indices: Tensor) -> ResidentSplit:
         indices = indices.to(self.device)
