@@ -201,7 +201,7 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
     from vaezoo.registry import create
-    from vaezoo.run import TrainConfig
+    from vaezoo.run import TrainConfig, options_of_today
     from vaezoo.trainer import train
 
     given = [
@@ -217,7 +217,8 @@ def resume_training(args: argparse.Namespace) -> None:
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
         # An option that is newer than the run has its default, not what a recipe says.
-        training = TrainConfig.parse(header["info"]["train"], f"{args.resume}/run.json").model_dump()
+        recorded = options_of_today(header["info"]["train"])
+        training = TrainConfig.parse(recorded, f"{args.resume}/run.json").model_dump()
         model = create(header["model"], **header["config"])
         images = load_recorded(args.resume, dict(header["info"]["data"]), {}, args.device, None)
     except FileNotFoundError:

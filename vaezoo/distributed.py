@@ -10,7 +10,7 @@ return what they are given, or draw from torch's default generator.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -74,11 +74,14 @@ def process_group() -> Iterator[None]:
 
 
 class _Forward(nn.Module):
-    """A function of a module in the form that `DistributedDataParallel` takes: as its `forward`."""
+    """A function of parameters in the form that `DistributedDataParallel` takes: as a `forward`.
 
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+    It does not see the module's buffers, which it would send anew in every step.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], function: Callable[..., Any]) -> None:
         super().__init__()
-        self.module, self.function = module, function
+        self.of_function, self.function = nn.ParameterList(parameters), function
 
     def forward(self, *arguments: Any) -> Any:
         return self.function(*arguments)
@@ -97,9 +100,8 @@ def replicate(module: nn.Module, function: Callable[..., Any], some_unused: bool
     with torch.no_grad():
         for buffer in module.buffers():  # parameters are sent by DistributedDataParallel
             dist.broadcast(buffer, 0)
-    return DistributedDataParallel(
-        _Forward(module, function), broadcast_buffers=False, find_unused_parameters=some_unused
-    )
+    forward = _Forward(module.parameters(), function)
+    return DistributedDataParallel(forward, find_unused_parameters=some_unused)
 
 
 def mean_of_processes(values: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ class TrainConfig(BaseConfig):
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off"
     )
-    bf16: bool = Field(False, description="autocast the networks to bfloat16")
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
+        "float32", description="of the networks: fp16 scales the loss, tf32 is for matrix products on GPUs"
+    )
     compile: bool = Field(False, description="torch.compile the losses")
     deterministic: bool = Field(
         False, description="on a GPU, the same result every time: only operations for which torch promises it"
@@ -101,6 +103,14 @@ class TrainConfig(BaseConfig):
         if self.normalize_gradients and self.clip is not None:
             raise ValueError("clip has no effect on gradients that normalize_gradients brings to norm 1")
         return self
+
+
+def options_of_today(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a run has recorded, by their names of today: `precision` was `bf16`, true or false."""
+    options = dict(options)
+    if "bf16" in options:
+        options["precision"] = "bf16" if options.pop("bf16") else "float32"
+    return options
 
 
 class Callback:
@@ -255,6 +265,7 @@ class State:
         best: state dict of the best validation loss so far.
         run: counts.
         log: terms that are not written yet.
+        scaler: of the loss, with the factor that it has come to.
     """
 
     module: nn.Module
@@ -263,6 +274,7 @@ class State:
     best: dict[str, Tensor]
     run: Run
     log: Log
+    scaler: torch.amp.GradScaler
 
     def write(self, folder: Path, config: TrainConfig, identity: Mapping[str, Any] | None) -> None:
         run = self.run
@@ -279,6 +291,7 @@ class State:
             "best_step": run.best_step,
             "best_loss": run.best_loss if math.isfinite(run.best_loss) else None,
             "log": self.log.steps,
+            "scaler": self.scaler.state_dict(),
             "train": config.model_dump(mode="json"),
             "identity": identity,
         }
@@ -320,6 +333,14 @@ class State:
                     _check_shapes(moments, {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p})
                 optimizer.load_state_dict(
                     {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
+                )
+            if self.scaler.is_enabled():
+                was = header["scaler"]
+                scale, tracker = float(was["scale"]), int(was["_growth_tracker"])
+                if not 0 < scale < math.inf or not 0 <= tracker < 2**31:
+                    raise ValueError(f"the loss is scaled by {scale}, since {tracker} steps")
+                self.scaler.load_state_dict(
+                    {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": tracker}
                 )
             run.steps, run.best_step = int(header["step"]), int(header["best_step"])
             if not 0 <= run.best_step <= run.steps:
@@ -372,7 +393,7 @@ def _refuse_changes(
     """A run that goes on with another model, other data or other options is not the same run."""
     options = json.loads(config.model_dump_json())
     # An option that is newer than the state was not set, so it had its default.
-    was = {**TrainConfig().model_dump(mode="json"), **header["train"]}
+    was = {**TrainConfig().model_dump(mode="json"), **options_of_today(header["train"])}
     changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
     now = json.loads(json.dumps(identity or {}))
     changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -119,6 +120,7 @@ def train(
     check_callbacks(callbacks)
     name = MODELS.name_of(type(model))
     config = TrainConfig.parse({**recipe(model, images.name), **options}, f"train {name}")
+    _autocast(device, config.precision)  # refused before anything is written
     loader = Loader(
         images.train, config.batch_size, seed=config.seed, workers=config.workers, share=share(config)
     )
@@ -205,6 +207,7 @@ def fit_prior(
     prior_config = prior_class.Config.parse(of_prior, f"prior '{prior_name}'")
     config = TrainConfig.parse({**recipe(prior_class, images.name), **of_fit}, f"fit-prior {prior_name}")
     own_share = share(config)
+    _autocast(device, config.precision)  # refused before anything is written
     with seeded(derive(config.seed, "prior"), device):
         module = prior_class(prior_config, model.latent).to(device)
     labels = labels_for(module, prior_name, images)
@@ -293,7 +296,8 @@ def fit(
     total_steps = config.epochs * loader.steps_per_epoch
     step_tensor = torch.zeros((), device=device)
     whole = processes() * config.accumulate == 1  # batches come in one piece
-    autocast = _autocast(device, config.bf16)
+    autocast = _autocast(device, config.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     def objective(batch: Any, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
         with autocast:
@@ -311,7 +315,7 @@ def fit(
     run = Run(module, folder=folder)
     listeners = Listeners(callbacks if rank() == 0 else ())
     log = Log(written, run, config.log_steps, listeners)
-    state = State(module, optimizers, {}, {}, run, log)
+    state = State(module, optimizers, {}, {}, run, log, scaler)
     if resume and folder is not None:
         state.restore(folder, config, identity)
     else:
@@ -339,6 +343,7 @@ def fit(
     with (
         seeded(0, device),
         _deterministic(config.deterministic),
+        _tf32(config.precision == "tf32"),
         deferred_interrupt() as interruption,
         bar,
         _explained(state, written, header, config),
@@ -363,17 +368,19 @@ def fit(
                     nullcontext() if last or replica is None else replica.no_sync(),
                 ):
                     total, terms, active = training_objective(next(batches), step_tensor)
-                    (total if last and not part else total / config.accumulate).backward()
+                    scaler.scale(total if last and not part else total / config.accumulate).backward()
                 parts.append(terms)
             for name in active:
                 optimizer = optimizers[name]
+                scaler.unscale_(optimizer)
                 if config.normalize_gradients:
                     normalize_gradients(optimizer.param_groups[0]["params"])
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * lr_factor(step, total_steps, config)
-                optimizer.step()
+                scaler.step(optimizer)  # does nothing, and waits for nothing, where a gradient has overflown
+            scaler.update()
             if config.weight_ema is not None:
                 # The decay rises with the steps, so that a short run is not left with its starting weights.
                 decay = min(config.weight_ema, (1 + step) / (10 + step))
@@ -587,7 +594,7 @@ def _explained(
             raise
         raise TrainingError(
             f"the device ran out of memory at step {state.run.steps}, with batch_size={config.batch_size}; "
-            f"lower batch_size or the size of the networks or images, or set bf16=True"
+            f"lower batch_size or the size of the networks or images, or set precision='bf16'"
             f"{last_good(folder, state.run)} ({str(error).splitlines()[0]})"
         ) from error
 
@@ -634,8 +641,34 @@ def _deterministic(enabled: bool) -> Iterator[None]:
             del os.environ[CUBLAS_WORKSPACE]
 
 
-def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The networks in half precision inside, if that is asked for; refused where the device has none."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if half is None:
+        return nullcontext()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # torch would go on in single precision
+            return torch.autocast(device.type, half)
+    except (RuntimeError, UserWarning) as error:
+        raise VaezooError(
+            f"precision='{precision}' is not to be had on {device}; choose another precision "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+@contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """Inside, matrix products of single precision may round their factors to 10 bits of mantissa."""
+    if not enabled:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # --- Data -----------------------------------------------------------------------------------------------
