@@ -107,25 +107,48 @@ def same_everywhere(run: Any) -> None:
     assert len(set(distributed.collect(json.dumps(run.history)))) == 1
 
 
+def command_resume(folder: Path) -> None:
+    same_everywhere(run_case("vq_vae", folder / "stopped", make("vq_vae", seed=99), resume=True))
+
+
+def script(folder: Path) -> None:
+    """One run after the other in the same processes; what one leaves is there for the next on all of them."""
+    model = make("vq_vae")
+    data = vaezoo.load_data(bars())
+    vaezoo.train(model, data, out=folder, **OPTIONS)
+    prior = {**OPTIONS, "width": 8, "layers": 1}
+    vaezoo.fit_prior(model, data, "pixelcnn", out=folder, **prior)
+    vaezoo.fit_prior(model, data, "pixelcnn", out=folder, resume=True, **{**prior, "epochs": 4})
+    assert vaezoo.load(folder).prior.fitted
+
+
 def command_cases(folder: Path) -> None:
     for case in CASES:
         same_everywhere(run_case(case, folder / case))
         if distributed.processes() == 1 and case not in OVER_THE_BATCH:
             run_case(case, folder / f"{case} in parts", accumulate=4)
     same_everywhere(run_case("vae", folder / "vae in two parts", accumulate=2))
+    script(folder / "script")
+    refused(folder / "refused")
     with pytest.raises(Terminated, match="stopped after step"):
         run_case("vq_vae", folder / "stopped", at_step(make("vq_vae"), 3, 1, terminate))
     with pytest.raises(TrainingError) as error:
         run_case("vae", None, at_step(make("vae"), 10, 1, spoil))
     assert len(set(distributed.collect(str(error.value)))) == 1
     assert "loss term 'loss' became nan at step 10" in str(error.value)
-    with pytest.raises(VaezooError, match="must be a multiple"):
-        run_case("vae", folder / "odd", batch_size=31, accumulate=2)
-    assert not (folder / "odd").exists()
 
 
-def command_resume(folder: Path) -> None:
-    same_everywhere(run_case("vq_vae", folder / "stopped", make("vq_vae", seed=99), resume=True))
+def refused(folder: Path) -> None:
+    """What cannot be trained in several processes, or in parts."""
+    with pytest.raises(VaezooError, match="must be a multiple of"):
+        run_case("vae", folder, batch_size=31, accumulate=2)
+    assert not folder.exists()
+    if distributed.processes() == 1:
+        return
+    model = make("vae")
+    model.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(VaezooError, match=r"VAE: the loss does not use 'unused\.weight'"):
+        run_case("vae", None, model)
 
 
 def command_fail(folder: Path) -> None:
@@ -142,8 +165,8 @@ def main(command: str, folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
     batch = ResidentSplit.batch
     ResidentSplit.batch = lambda self, indices: batch(self, indices).double()  # type: ignore[method-assign]
-    with distributed.process_group():
-        globals()[f"command_{command}"](folder)
+    distributed.join_group()
+    globals()[f"command_{command}"](folder)
 
 
 # --- The tests ------------------------------------------------------------------------------------------

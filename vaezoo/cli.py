@@ -628,10 +628,11 @@ def run_command(args: argparse.Namespace) -> None:
         raise VaezooError("only train and fit-prior run in several processes; start this without torchrun")
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from vaezoo.distributed import process_group, rank
+    from vaezoo.distributed import join_group, rank
 
+    join_group()
     # What is raised inside is what torchrun says at the end, from the process that failed first.
-    with process_group(), redirect_stdout(None if rank() else sys.stdout):
+    with redirect_stdout(None if rank() else sys.stdout):
         record(args.run_command)(args)
     return None
 

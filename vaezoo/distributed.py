@@ -9,6 +9,7 @@ return what they are given, or draw from torch's default generator.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,16 +43,14 @@ def _started() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Inside, the processes that `torchrun` started know each other, and each has a GPU of its own if there
-    are any. Does nothing in other processes, or where somebody has started a group already.
+def join_group() -> None:
+    """Let the processes that `torchrun` started know each other, each with a GPU of its own if there are any,
+    until they end. Does nothing in other processes, or where somebody has started a group already.
 
     Raises:
         VaezooError: more processes on this machine than it has GPUs.
     """
     if _started() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        yield
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -64,9 +63,11 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        yield
-    finally:
+    atexit.register(_leave_group)  # and not earlier: a second group would wait for the first for ever
+
+
+def _leave_group() -> None:
+    if _started():
         dist.destroy_process_group()
 
 
@@ -128,6 +129,11 @@ def collect(value: Any) -> list[Any]:
     values = [None] * processes()
     dist.all_gather_object(values, value)
     return values
+
+
+def wait() -> None:
+    """Until all processes have come here, so that what process 0 has written is there for all of them."""
+    collect(None)
 
 
 # --- Which images of a batch are at hand ------------------------------------------------------------------

@@ -32,12 +32,13 @@ from vaezoo.config import split_options
 from vaezoo.data import ImageData, Loader, load_data
 from vaezoo.distributed import (
     collect,
+    join_group,
     largest,
     part_of_batch,
-    process_group,
     processes,
     rank,
     replicate,
+    wait,
 )
 from vaezoo.errors import DataError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
@@ -79,7 +80,6 @@ class Trainable(Protocol):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
 
 
-@process_group()
 def train(
     model: Autoencoder,
     data: Any,
@@ -114,6 +114,7 @@ def train(
         CheckpointError: a run that cannot be resumed, or a file that cannot be written.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM, after the step is done and the state written.
     """
+    join_group()
     device = resolve_device(device)
     images = load_data(data, device=device)
     check_shape(model, images)
@@ -162,7 +163,6 @@ def train(
     return run
 
 
-@process_group()
 def fit_prior(
     model: Autoencoder,
     data: Any,
@@ -193,6 +193,7 @@ def fit_prior(
         VaezooError: an unknown prior or option, a prior that does not go with the model's latents, or one
             with classes where the data have no labels, or others.
     """
+    join_group()
     device = resolve_device(device)
     images = load_data(data, device=device)
     check_shape(model, images)
@@ -250,6 +251,7 @@ def fit_prior(
         previous = read_header(file)["info"] if file.exists() else {}
         save_prior(model, written, info)
         save(model, written, {**previous, **info})
+    wait()
     return run
 
 
@@ -368,8 +370,12 @@ def fit(
                     nullcontext() if last or replica is None else replica.no_sync(),
                 ):
                     total, terms, active = training_objective(next(batches), step_tensor)
-                    scaler.scale(total if last and not part else total / config.accumulate).backward()
+                    if config.accumulate > 1:
+                        total = total / config.accumulate
+                    scaler.scale(total).backward()
                 parts.append(terms)
+            if replica is not None and step == first_step:
+                check_all_used(module)
             for name in active:
                 optimizer = optimizers[name]
                 scaler.unscale_(optimizer)
@@ -435,6 +441,7 @@ def fit(
     run.images_per_second = (run.steps - first_step) * loader.batch_size / seconds if seconds else 0.0
     if state.best:
         module.load_state_dict(state.best)
+    wait()
     return run
 
 
@@ -464,6 +471,18 @@ def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.o
         for group in optimizers[name].param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def check_all_used(module: Trainable) -> None:
+    """Refuse parameters that a loss does not reach, for which other processes would wait."""
+    if len(module.parameter_groups()) > 1:
+        return
+    for name, parameter in cast(nn.Module, module).named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise VaezooError(
+                f"{type(module).__name__}: the loss does not use '{name}', so it cannot train in several "
+                "processes; freeze it with requires_grad_(False) or leave it out"
+            )
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
