@@ -198,6 +198,10 @@ def run_both(one: Path, two: Path, command: str) -> None:
         assert code == 0, output
 
 
+#: Tests of `runs` go to one worker, or each worker would make them anew.
+of_runs = pytest.mark.xdist_group("distributed")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """All cases by one process and by two."""
@@ -217,26 +221,31 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert line == pytest.approx(same, rel=1e-6)
 
 
+@of_runs
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one_with_the_same_batch(case, runs):
     assert_same_run(run_folder(case, runs / "two" / case), run_folder(case, runs / "one" / case))
 
 
+@of_runs
 @pytest.mark.parametrize("case", [case for case in CASES if case not in OVER_THE_BATCH])
 def test_parts_one_after_the_other_are_the_batch(case, runs):
     in_parts = run_folder(case, runs / "one" / f"{case} in parts")
     assert_same_run(in_parts, run_folder(case, runs / "one" / case))
 
 
+@of_runs
 def test_two_processes_with_two_parts_each_are_the_batch(runs):
     assert_same_run(runs / "two" / "vae in two parts", runs / "one" / "vae")
 
 
+@of_runs
 def test_codes_were_revived(runs):
     usage = read_tensors(runs / "one" / "vq_vae" / STATE)["model.codebooks.0.usage"]
     assert (usage == 1).any(), "no code was revived in the last step"
 
 
+@of_runs
 def test_a_run_goes_on_with_another_number_of_processes(runs):
     """One that a signal to one of the processes has stopped, too."""
     run_both(runs / "two", runs / "one", "resume")
