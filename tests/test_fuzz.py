@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch.amp import GradScaler
 
 import vaezoo
 import vaezoo.trainer
@@ -158,7 +159,9 @@ def restores(run: Path, out: Path) -> Callable[[], Any]:
         model = vaezoo.create("vae", **SMALL)
         of_run = Run(model, folder=out)
         log = Log(out, of_run, 50, Listeners([]))
-        state = State(model, make_optimizers(model, config), {}, {}, of_run, log)
+        state = State(
+            model, make_optimizers(model, config), {}, {}, of_run, log, GradScaler("cpu", enabled=False)
+        )
         state.restore(out, config, identity)
         assert 0 <= of_run.best_step <= of_run.steps
         return model.state_dict()

@@ -15,16 +15,17 @@ ROOT = Path(vaezoo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 #: What a part of the package may import from vaezoo. A part that is not listed sees no other part.
-BASE = {"errors", "config", "registry", "random", "objective", "inference", "clustering"}
+BASE = {"errors", "config", "registry", "random", "distributed", "objective", "inference", "clustering"}
 ALLOWED = {
     "errors": set(),
     "objective": set(),
     "random": set(),
     "inference": set(),
+    "distributed": {"errors", "random"},
     "clustering": set(),
     "config": {"errors"},
     "registry": {"errors", "autoencoder"},
-    "distributions": set(),
+    "distributions": {"distributed"},
     "likelihoods": {"distributions", *BASE},
     "networks": {"distributions", *BASE},
     "priors": {"distributions", "networks", *BASE},

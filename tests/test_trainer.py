@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from vaezoo.checkpoint import (
     read_tensors,
     write_tensors,
 )
+from vaezoo.cli import main
 from vaezoo.config import BaseConfig
 from vaezoo.data import ImageData, Loader, ResidentSplit
 from vaezoo.errors import CheckpointError, DataError, Terminated, TrainingError, VaezooError
@@ -33,9 +35,18 @@ from vaezoo.objective import Loss, Progress
 from vaezoo.priors import PRIORS, Labelled, Prior
 from vaezoo.random import seeded
 from vaezoo.run import METRICS, STATE, GroupConfig, TrainConfig, environment
-from vaezoo.trainer import CUBLAS_WORKSPACE, lr_factor, make_optimizers, normalize_gradients
+from vaezoo.trainer import CUBLAS_WORKSPACE, _autocast, lr_factor, make_optimizers, normalize_gradients
 
 MODELS = ["ae", "vae", "beta_vae", "beta_tc_vae", "factor_vae", "conv_vae", "vq_vae", "vq_vae2"]
+
+#: The priors that the loop trains, each with a model that it goes with and options that make it small.
+TRAINED_PRIORS = {
+    "flow": ("vae", {"hidden": 8}),
+    "two_stage": ("vae", {"hidden": 8}),
+    "pixelcnn": ("vq_vae", {"width": 8, "layers": 1}),
+    "pixelsnail": ("vq_vae2", {"width": 8, "blocks": 1, "layers": 1, "heads": 1}),
+    "transformer": ("vq_vae", {"width": 8, "depth": 1, "heads": 1}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -742,9 +753,130 @@ def test_groups_must_split_the_parameters():
         make_optimizers(TwoPlayers(), TrainConfig(groups={"critc": GroupConfig()}))
 
 
-def test_bf16_trains_to_about_the_same_loss(data):
-    losses = [train(small(), data, epochs=8, lr=5e-3, bf16=bf16).best_loss for bf16 in (False, True)]
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_to_about_the_same_loss(precision, data):
+    losses = [train(small(), data, epochs=8, lr=5e-3, precision=p).best_loss for p in ("float32", precision)]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_trains_in_fp16(name, data):
+    history = train(small(name), data, precision="fp16").history
+    losses = [line["validation/loss"] for line in history if "validation/loss" in line]
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("name", TRAINED_PRIORS)
+def test_priors_train_in_fp16(name, data):
+    of, options = TRAINED_PRIORS[name]
+    options = {**options, "batch_size": 32, "epochs": 2, "device": "cpu", "progress": False}
+    losses = [
+        vaezoo.fit_prior(small(of), data, name, precision=p, **options).best_loss for p in ("float32", "fp16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+class Overflow(Crash):
+    """A loss at one step whose gradient is too large when it is scaled, but not as it is."""
+
+    def __call__(self, x, progress):
+        losses = self.losses(x, progress)
+        if int(progress.step) == self.step and torch.is_grad_enabled():
+            losses = {name: Loss(1e34 * loss.total, loss.terms) for name, loss in losses.items()}
+        return losses
+
+
+def test_a_gradient_that_overflows_in_fp16_costs_a_step_and_halves_the_scale(data, tmp_path, monkeypatch):
+    model, seen = small(), []
+    model.losses = Overflow(model, 5)
+    step = torch.optim.AdamW.step
+
+    def spy(self, *rest, **options):
+        before = weights(model)
+        step(self, *rest, **options)
+        after = weights(model)
+        seen.append(any(not torch.equal(before[name], after[name]) for name in before))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(model, data, epochs=1, precision="fp16", out=tmp_path)
+    assert seen == [True] * 5 + [False] + [True]
+    scaler = read_header(tmp_path / STATE)["scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0**15, 1)
+
+
+def test_resume_in_fp16_is_invisible(data, tmp_path):
+    """With the scale that an overflow has left: at another, gradients would round elsewhere."""
+    options = {"epochs": 3, "precision": "fp16", "clip": 1.0}
+    model = small("factor_vae")
+    model.losses = Overflow(model, 5)
+    train(model, data, out=tmp_path / "whole", **options)
+    model = small("factor_vae")
+    model.losses = Overflow(model, 5)
+    model.losses = StopAt(model, 9)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, out=tmp_path / "resumed", **options)
+    train(small("factor_vae", seed=99), data, out=tmp_path / "resumed", resume=True, **options)
+    files = [tmp_path / name / STATE for name in ("whole", "resumed")]
+    assert_same(*map(read_tensors, files))
+    scalers = [read_header(file)["scaler"] for file in files]
+    assert scalers[0] == scalers[1]
+    assert scalers[0]["scale"] < 2.0**16
+
+
+def test_fp16_clips_the_gradient_as_it_is_without_its_scale(data, monkeypatch):
+    first = {}
+    step = torch.optim.AdamW.step
+    for precision in ("float32", "fp16"):
+        model, seen = small("ae"), first.setdefault(precision, [])
+
+        def spy(self, *rest, model=model, seen=seen, **options):
+            seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+            return step(self, *rest, **options)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+        train(model, data, epochs=1, clip=0.01, precision=precision)
+    assert first["fp16"][0].norm().item() == pytest.approx(0.01, rel=1e-4)
+    assert torch.cosine_similarity(first["fp16"][0], first["float32"][0], 0) > 0.999
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tf32_holds_within_the_run(fails, data):
+    model, seen = small(), set()
+    losses = model.losses
+
+    def spy(x, progress):
+        seen.add(torch.get_float32_matmul_precision())
+        if fails:
+            raise RuntimeError("over")
+        return losses(x, progress)
+
+    model.losses = spy
+    with pytest.raises(RuntimeError, match="over") if fails else nullcontext():
+        train(model, data, epochs=1, precision="tf32")
+    assert seen == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused():
+    with pytest.raises(VaezooError, match="precision='fp16' is not to be had on meta"):
+        _autocast(torch.device("meta"), "fp16")
+
+
+def test_a_run_that_was_begun_when_precision_was_called_bf16_goes_on(tmp_path):
+    options = ["--data", "digits", "--device", "cpu", "latent_dim=2", "precision=bf16", "log_steps=1000"]
+    for out, epochs in (("whole", "2"), ("old", "1")):
+        assert main(["train", "vae", *options, "--epochs", epochs, "--out", str(tmp_path / out)]) == 0
+    old = tmp_path / "old"
+    header = read_header(old / STATE)
+    described = json.loads((old / "run.json").read_text())
+    for recorded in (header, described["info"]):
+        del recorded["train"]["precision"]
+        recorded["train"]["bf16"] = True
+    del header["scaler"]
+    write_tensors(old / STATE, read_tensors(old / STATE), header)
+    (old / "run.json").write_text(json.dumps(described))
+    assert main(["train", "--resume", str(old), "--device", "cpu", "--epochs", "2"]) == 0
+    assert_same(weights(vaezoo.load(old)), weights(vaezoo.load(tmp_path / "whole")))
 
 
 @pytest.mark.slow

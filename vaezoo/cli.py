@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -243,7 +244,7 @@ def training_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 def resume_training(args: argparse.Namespace) -> None:
     from vaezoo.errors import CheckpointError
-    from vaezoo.run import TrainConfig
+    from vaezoo.run import TrainConfig, options_of_today
     from vaezoo.trainer import train
     from vaezoo.zoo import create
 
@@ -260,7 +261,8 @@ def resume_training(args: argparse.Namespace) -> None:
     try:
         header = json.loads((Path(args.resume) / "run.json").read_text())
         # An option that is newer than the run has its default, not what a recipe says.
-        training = TrainConfig.parse(header["info"]["train"], f"{args.resume}/run.json").model_dump()
+        recorded = options_of_today(header["info"]["train"])
+        training = TrainConfig.parse(recorded, f"{args.resume}/run.json").model_dump()
         model = create(header["model"], **header["config"])
         images = load_recorded(args.resume, dict(header["info"]["data"]), {}, args.device, None)
     except FileNotFoundError:
@@ -669,11 +671,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def run_command(args: argparse.Namespace) -> None:
+    """Run a command, in each of the processes where `torchrun` started several; the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return args.run_command(args)
+    if args.command not in ("train", "fit-prior"):
+        raise VaezooError("only train and fit-prior run in several processes; start this without torchrun")
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from vaezoo.distributed import join_group, rank
+
+    join_group()
+    # What is raised inside is what torchrun says at the end, from the process that failed first.
+    with redirect_stdout(None if rank() else sys.stdout):
+        record(args.run_command)(args)
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = parse(arguments)
     try:
-        args.run_command(args)
+        run_command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

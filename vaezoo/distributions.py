@@ -16,6 +16,8 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
+from vaezoo.distributed import per_image
+
 LOG_2PI = math.log(2 * math.pi)
 
 #: A point of the latent space: a tensor [B, ...], or one tensor per level of a hierarchy, coarsest first.
@@ -106,7 +108,8 @@ class DiagonalGaussian(Posterior):
     def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """z = mean + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014, eq. 10)."""
         shape = (*sample_shape, *self.loc.shape)
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
+        axis = len(sample_shape)
+        noise = per_image(torch.randn, shape, self.loc.device, axis, generator, dtype=self.loc.dtype)
         return torch.addcmul(self.loc, torch.exp(0.5 * self.log_variance), noise)
 
     def log_prob(self, value: Tensor) -> Tensor:

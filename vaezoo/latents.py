@@ -20,6 +20,7 @@ from vaezoo.checkpoint import (
     write_tensors,
 )
 from vaezoo.data import ImageData, Loader, Split
+from vaezoo.distributed import rank
 from vaezoo.distributions import code_type
 from vaezoo.errors import CheckpointError, VaezooError
 from vaezoo.inference import evaluation_mode
@@ -82,8 +83,9 @@ def encode_data(
     if kept is not None:
         return kept
     latents = encode_data(model, data, seed, workers)
-    tensors = {f"{split}.{name}": t for split, z in latents.items() for name, t in _named(z).items()}
-    write_tensors(path, tensors, {"schema": SCHEMA, "identity": identity})
+    if rank() == 0:
+        tensors = {f"{split}.{name}": t for split, z in latents.items() for name, t in _named(z).items()}
+        write_tensors(path, tensors, {"schema": SCHEMA, "identity": identity})
     return latents
 
 

@@ -29,6 +29,7 @@ from vaezoo.checkpoint import (
     write_text,
 )
 from vaezoo.config import BaseConfig
+from vaezoo.distributed import mean_of_processes, processes, rank
 from vaezoo.errors import CheckpointError, TrainingError, VaezooError
 
 STATE = "state.safetensors"
@@ -53,7 +54,10 @@ class TrainConfig(BaseConfig):
     """Options of a run. Defaults of a model on a data set come from its recipe."""
 
     epochs: int = Field(20, ge=1, description="passes over the training split")
-    batch_size: int = Field(128, ge=1, description="images per step")
+    batch_size: int = Field(128, ge=1, description="images per step, over all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a step's batch is split into, one after the other, to save memory"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="constant, or a half cosine down to 0 at the end of the run"
@@ -73,7 +77,9 @@ class TrainConfig(BaseConfig):
     weight_ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are kept; none: off"
     )
-    bf16: bool = Field(False, description="autocast the networks to bfloat16")
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
+        "float32", description="of the networks: fp16 scales the loss, tf32 is for matrix products on GPUs"
+    )
     compile: bool = Field(False, description="torch.compile the losses")
     deterministic: bool = Field(
         False, description="on a GPU, the same result every time: only operations for which torch promises it"
@@ -97,6 +103,14 @@ class TrainConfig(BaseConfig):
         if self.normalize_gradients and self.clip is not None:
             raise ValueError("clip has no effect on gradients that normalize_gradients brings to norm 1")
         return self
+
+
+def options_of_today(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a run has recorded, by their names of today: `precision` was `bf16`, true or false."""
+    options = dict(options)
+    if "bf16" in options:
+        options["precision"] = "bf16" if options.pop("bf16") else "float32"
+    return options
 
 
 class Callback:
@@ -149,24 +163,28 @@ class Log:
         self.epoch = 0
         self.summary = ""
 
-    def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> None:
-        """Take the terms of one step; at the end of an interval write their means."""
+    def add(self, terms: dict[str, Tensor], epoch: int, end_of_epoch: bool) -> bool:
+        """Take the terms of one step; at the end of an interval write their means. Returns whether it did."""
         self.epoch = epoch
         for name, value in terms.items():
             self.values.setdefault(name, []).append(value)
             self.steps.setdefault(name, []).append(self.run.steps - 1)
-        if end_of_epoch or self.run.steps % self.interval == 0:
+        complete = end_of_epoch or self.run.steps % self.interval == 0
+        if complete:
             means = {name: float(values.mean()) for name, values in self.pending().items()}
             self.values, self.steps = {}, {}
             logged = {f"train/{name}": value for name, value in means.items()}
             self.line({"step": self.run.steps, "epoch": epoch + 1, **logged})
             self.summary = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+        return complete
 
     def pending(self) -> dict[str, Tensor]:
-        """The terms since the last line, float64 on the CPU; raises at the first that is not finite."""
+        """The terms since the last line, float64 on the CPU; raises at the first that is not finite, on all
+        processes alike."""
         if not self.values:
             return {}
-        flat = torch.cat([torch.stack(values).double() for values in self.values.values()]).cpu()
+        flat = torch.cat([torch.stack(values).double() for values in self.values.values()])
+        flat = mean_of_processes(flat).cpu()
         found = dict(zip(self.values, flat.split([len(values) for values in self.values.values()])))
         wrong = [
             (self.steps[name][int(row)], name == "loss", name, float(values[row]))
@@ -247,6 +265,7 @@ class State:
         best: state dict of the best validation loss so far.
         run: counts.
         log: terms that are not written yet.
+        scaler: of the loss, with the factor that it has come to.
     """
 
     module: nn.Module
@@ -255,6 +274,7 @@ class State:
     best: dict[str, Tensor]
     run: Run
     log: Log
+    scaler: torch.amp.GradScaler
 
     def write(self, folder: Path, config: TrainConfig, identity: Mapping[str, Any] | None) -> None:
         run = self.run
@@ -271,6 +291,7 @@ class State:
             "best_step": run.best_step,
             "best_loss": run.best_loss if math.isfinite(run.best_loss) else None,
             "log": self.log.steps,
+            "scaler": self.scaler.state_dict(),
             "train": config.model_dump(mode="json"),
             "identity": identity,
         }
@@ -313,6 +334,14 @@ class State:
                 optimizer.load_state_dict(
                     {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
                 )
+            if self.scaler.is_enabled():
+                was = header["scaler"]
+                scale, tracker = float(was["scale"]), int(was["_growth_tracker"])
+                if not 0 < scale < math.inf or not 0 <= tracker < 2**31:
+                    raise ValueError(f"the loss is scaled by {scale}, since {tracker} steps")
+                self.scaler.load_state_dict(
+                    {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": tracker}
+                )
             run.steps, run.best_step = int(header["step"]), int(header["best_step"])
             if not 0 <= run.best_step <= run.steps:
                 raise ValueError(f"step {run.steps}, and the best one is {run.best_step}")
@@ -323,7 +352,8 @@ class State:
             said = str(error).splitlines()[0] if str(error) else repr(error)
             raise CheckpointError(f"{path} does not belong to this model: {said}") from None
         run.history = _read_log(folder / METRICS, run.steps)
-        write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
+        if rank() == 0:
+            write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in run.history))
 
 
 def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
@@ -363,7 +393,7 @@ def _refuse_changes(
     """A run that goes on with another model, other data or other options is not the same run."""
     options = json.loads(config.model_dump_json())
     # An option that is newer than the state was not set, so it had its default.
-    was = {**TrainConfig().model_dump(mode="json"), **header["train"]}
+    was = {**TrainConfig().model_dump(mode="json"), **options_of_today(header["train"])}
     changed = [name for name in options if name not in _FREE_TO_CHANGE and options[name] != was.get(name)]
     now = json.loads(json.dumps(identity or {}))
     changed += [name for name in now if now[name] != (header.get("identity") or {}).get(name)]
@@ -396,6 +426,8 @@ def open_folder(out: str | Path | None, resume: bool, replace: bool = False) -> 
             f"{folder} already holds a run; go on with resume=True (on the command line: --resume), "
             "or choose another folder"
         )
+    if rank() > 0:
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     if not resume:
@@ -422,5 +454,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "git_commit": commit,
     }

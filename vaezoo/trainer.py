@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +30,16 @@ from vaezoo.checkpoint import (
 )
 from vaezoo.config import split_options
 from vaezoo.data import ImageData, Loader, load_data
+from vaezoo.distributed import (
+    collect,
+    join_group,
+    largest,
+    part_of_batch,
+    processes,
+    rank,
+    replicate,
+    wait,
+)
 from vaezoo.errors import DataError, Terminated, TrainingError, VaezooError
 from vaezoo.inference import evaluation_mode
 from vaezoo.latents import Latents, encode_data, labels_for
@@ -58,6 +69,10 @@ SMALLEST_NORM = 1e-7
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
+#: What ends a run between two steps.
+Stop = type[KeyboardInterrupt] | type[Terminated]
+
+
 class Trainable(Protocol):
     """What the loop trains: an `Autoencoder` on images, or a `Prior` on latents."""
 
@@ -78,6 +93,8 @@ def train(
 ) -> Run:
     """Train a model.
 
+    In processes that `torchrun` started, they train it together, and all of them get the trained model.
+
     A prior that was fitted to the model's latents before is dropped, since the latents change; the model goes
     back to its own. On the CPU, denormal numbers are flushed to zero from then on, in the whole process.
 
@@ -97,19 +114,23 @@ def train(
         CheckpointError: a run that cannot be resumed, or a file that cannot be written.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM, after the step is done and the state written.
     """
+    join_group()
     device = resolve_device(device)
     images = load_data(data, device=device)
     check_shape(model, images)
     check_callbacks(callbacks)
     name = MODELS.name_of(type(model))
     config = TrainConfig.parse({**recipe(model, images.name), **options}, f"train {name}")
-    loader = Loader(images.train, config.batch_size, seed=config.seed, workers=config.workers)
+    _autocast(device, config.precision)  # refused before anything is written
+    loader = Loader(
+        images.train, config.batch_size, seed=config.seed, workers=config.workers, share=share(config)
+    )
     folder = open_folder(out, resume)
     if model.prior is not None and model.prior.fitted:
         model.prior = model.make_prior()
     model.to(device)
     header = model_header(model, {"data": images.header(), "train": config.model_dump(mode="json")})
-    if folder is not None and not resume:
+    if folder is not None and not resume and rank() == 0:
         described = {**header, "environment": environment(device)}
         write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
@@ -175,6 +196,7 @@ def fit_prior(
         VaezooError: an unknown prior or option, a prior that does not go with the model's latents, or one
             with classes where the data have no labels, or others.
     """
+    join_group()
     device = resolve_device(device)
     images = load_data(data, device=device)
     check_shape(model, images)
@@ -188,6 +210,8 @@ def fit_prior(
     )
     prior_config = prior_class.Config.parse(of_prior, f"prior '{prior_name}'")
     config = TrainConfig.parse({**recipe(prior_class, images.name), **of_fit}, f"fit-prior {prior_name}")
+    own_share = share(config)
+    _autocast(device, config.precision)  # refused before anything is written
     with seeded(derive(config.seed, "prior"), device):
         module = prior_class(prior_config, model.latent).to(device)
     labels = labels_for(module, prior_name, images)
@@ -203,7 +227,7 @@ def fit_prior(
     else:
         run = fit(
             module,
-            Loader(latents["train"], config.batch_size, seed=config.seed),
+            Loader(latents["train"], config.batch_size, seed=config.seed, share=own_share),
             Loader(latents["validation"], config.batch_size, shuffle=False, drop_last=False),
             config,
             start=lambda: module.initialize(encoded["train"]),
@@ -220,15 +244,17 @@ def fit_prior(
                 f"fit_prior(..., resume=True), or `vaezoo fit-prior {out} --prior {prior_name} --resume`"
             ),
         )
-    if out is not None and model.prior is not None and not model.prior.fitted:
-        save_prior(model, out)  # the model's own one, which the weights' file will not hold any longer
+    written = out if rank() == 0 else None
+    if written is not None and model.prior is not None and not model.prior.fitted:
+        save_prior(model, written)  # the model's own one, which the weights' file will not hold any longer
     module.fitted = True
     model.prior = module.eval()
-    if out is not None:
-        file = weights_file(out)
+    if written is not None:
+        file = weights_file(written)
         previous = read_header(file)["info"] if file.exists() else {}
-        save_prior(model, out, info)
-        save(model, out, {**previous, **info})
+        save_prior(model, written, info)
+        save(model, written, {**previous, **info})
+    wait()
     return run
 
 
@@ -250,9 +276,12 @@ def fit(
 ) -> Run:
     """The loop. All randomness of a step comes from (seed, step), so that a run can go on from any step.
 
+    Several processes run it side by side, each on its share of every batch (see `vaezoo.distributed`). They
+    have the same state after every step; process 0 alone writes it.
+
     Args:
         module: an `Autoencoder` or a `Prior`.
-        loader: batches of the training split.
+        loader: this process's `share` of the batches of the training split.
         validation: batches of the validation split.
         config: the options.
         start: called before the first step of a run that is not resumed.
@@ -271,7 +300,9 @@ def fit(
     optimizers = make_optimizers(module, config)
     total_steps = config.epochs * loader.steps_per_epoch
     step_tensor = torch.zeros((), device=device)
-    autocast = _autocast(device, config.bf16)
+    whole = processes() * config.accumulate == 1  # batches come in one piece
+    autocast = _autocast(device, config.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     def objective(batch: Any, step: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
         with autocast:
@@ -285,17 +316,22 @@ def fit(
         torch.compiler.reset()  # the limit of recompilations counts all runs of a process together
         training_objective = torch.compile(objective)
 
+    written = folder if rank() == 0 else None
     run = Run(module, folder=folder)
-    listeners = Listeners(callbacks)
-    log = Log(folder, run, config.log_steps, listeners)
-    state = State(module, optimizers, {}, {}, run, log)
+    listeners = Listeners(callbacks if rank() == 0 else ())
+    log = Log(written, run, config.log_steps, listeners)
+    state = State(module, optimizers, {}, {}, run, log, scaler)
     if resume and folder is not None:
         state.restore(folder, config, identity)
     else:
         with _deterministic(config.deterministic):
             start()
-        if config.weight_ema is not None:
-            state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
+    replica: Any = None
+    if processes() > 1:
+        # Where there are several groups, one of them may sit out a step.
+        replica = training_objective = replicate(module, training_objective, some_unused=len(optimizers) > 1)
+    if config.weight_ema is not None and not state.average:
+        state.average = {n: p.detach().clone() for n, p in module.named_parameters()}
     stop = out_of_patience(run, config, loader.steps_per_epoch)
     last_checkpoint = time.monotonic()
     first_step, seconds = run.steps, 0.0
@@ -307,14 +343,15 @@ def fit(
         desc=title,
         unit=" images",
         unit_scale=True,
-        disable=not progress if progress is not None else None,
+        disable=(None if progress is None else not progress) if rank() == 0 else True,
     )
     with (
         seeded(0, device),
         _deterministic(config.deterministic),
+        _tf32(config.precision == "tf32"),
         deferred_interrupt() as interruption,
         bar,
-        _explained(state, folder, header, config),
+        _explained(state, written, header, config),
     ):
         batches: Iterator[Any] = iter(())
         for step in range(run.steps, total_steps if not stop else run.steps):
@@ -322,23 +359,37 @@ def fit(
             epoch, position = divmod(step, loader.steps_per_epoch)
             if position == 0 or step == first_step:
                 batches = loader.epoch(epoch, start=position)
-            reseed(derive(config.seed, "step", step), device)
-            batch = next(batches)
+            seed = derive(config.seed, "step", step)
+            reseed(seed if whole else derive(seed, "process", rank()), device)
             step_tensor.fill_(step)
 
-            total, terms, active = training_objective(batch, step_tensor)
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            parts = []
+            for part in range(config.accumulate):
+                last = part == config.accumulate - 1
+                with (
+                    part_of_batch(seed, loader.batch_size, part, config.accumulate),
+                    nullcontext() if last or replica is None else replica.no_sync(),
+                ):
+                    total, terms, active = training_objective(next(batches), step_tensor)
+                    if config.accumulate > 1:
+                        total = total / config.accumulate
+                    scaler.scale(total).backward()
+                parts.append(terms)
+            if replica is not None and step == first_step:
+                check_all_used(module)
             for name in active:
                 optimizer = optimizers[name]
+                scaler.unscale_(optimizer)
                 if config.normalize_gradients:
                     normalize_gradients(optimizer.param_groups[0]["params"])
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * lr_factor(step, total_steps, config)
-                optimizer.step()
+                scaler.step(optimizer)  # does nothing, and waits for nothing, where a gradient has overflown
+            scaler.update()
             if config.weight_ema is not None:
                 # The decay rises with the steps, so that a short run is not left with its starting weights.
                 decay = min(config.weight_ema, (1 + step) / (10 + step))
@@ -347,7 +398,7 @@ def fit(
 
             run.steps = step + 1
             end_of_epoch = position == loader.steps_per_epoch - 1
-            log.add(terms, epoch, end_of_epoch)
+            logged = log.add(_mean(parts), epoch, end_of_epoch)
             seconds += time.monotonic() - began  # after the log, whose reading back waits for the device
             bar.update(loader.batch_size)
             bar.set_postfix_str(log.summary, refresh=False)
@@ -375,10 +426,14 @@ def fit(
             stop = out_of_patience(run, config, loader.steps_per_epoch)
             due = time.monotonic() - last_checkpoint >= config.checkpoint_seconds
             stopped_by = interruption.by  # read once, or a signal between the two uses would cost the state
-            if folder is not None and (due or stop or stopped_by or run.steps == total_steps):
-                # In this order: whenever the process dies, the state is not ahead of the best weights.
-                state.write_best(folder, header)
-                state.write(folder, config, identity)
+            if processes() > 1:
+                # All stop at the same step, one where they wait for each other anyway.
+                due, stopped_by = agree(due, stopped_by, device) if logged else (False, None)
+            if due or stop or stopped_by or run.steps == total_steps:
+                if written is not None:
+                    # In this order: whenever the process dies, the state is not ahead of the best weights.
+                    state.write_best(written, header)
+                    state.write(written, config, identity)
                 last_checkpoint = time.monotonic()
             if stopped_by:
                 where = f"; go on with {how_to_resume}" if folder else ""
@@ -389,6 +444,7 @@ def fit(
     run.images_per_second = (run.steps - first_step) * loader.batch_size / seconds if seconds else 0.0
     if state.best:
         module.load_state_dict(state.best)
+    wait()
     return run
 
 
@@ -418,6 +474,18 @@ def make_optimizers(module: Trainable, config: TrainConfig) -> dict[str, torch.o
         for group in optimizers[name].param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def check_all_used(module: Trainable) -> None:
+    """Refuse parameters that a loss does not reach, for which other processes would wait."""
+    if len(module.parameter_groups()) > 1:
+        return
+    for name, parameter in cast(nn.Module, module).named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise VaezooError(
+                f"{type(module).__name__}: the loss does not use '{name}', so it cannot train in several "
+                "processes; freeze it with requires_grad_(False) or leave it out"
+            )
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -451,13 +519,52 @@ def validate(
     """
     device = next(module.parameters()).device
     step = torch.tensor(float(total_steps), device=device)
-    sums: dict[str, Tensor] = {}
-    with evaluation_mode(module), seeded(derive(seed, "validate"), device):
-        for index, batch in enumerate(loader.epoch(0)):
-            size = min(loader.batch_size, len(loader.split) - index * loader.batch_size)
-            for name, value in objective(batch, step)[1].items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.double() * size
-    return {name: float(value) / len(loader.split) for name, value in sums.items()}
+    measured: dict[int, dict[str, Tensor]] = {}
+    batches = loader.epoch(0, start=rank(), every=processes())
+    with evaluation_mode(module), seeded(0, device):
+        for index in range(rank(), loader.steps_per_epoch, processes()):
+            # The noise is the batch's own: it does not depend on the process that measures it.
+            reseed(derive(seed, "validate", index), device)
+            measured[index] = objective(next(batches), step)[1]
+    values = {index: terms for part in collect(_floats(measured)) for index, terms in part.items()}
+    sums: dict[str, float] = {}
+    for index in range(loader.steps_per_epoch):  # in this order, so that not even rounding depends on it
+        size = min(loader.batch_size, len(loader.split) - index * loader.batch_size)
+        for name, value in values[index].items():
+            sums[name] = sums.get(name, 0.0) + value * size
+    return {name: value / len(loader.split) for name, value in sums.items()}
+
+
+def _floats(measured: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, float]]:
+    """The same numbers on the host, read back at once."""
+    flat = [value.double() for terms in measured.values() for value in terms.values()]
+    numbers = iter(torch.stack(flat).tolist() if flat else ())
+    return {index: {name: next(numbers) for name in terms} for index, terms in measured.items()}
+
+
+def share(config: TrainConfig) -> tuple[int, int, int]:
+    """What a `Loader` gives this process of each batch: its share, in `accumulate` parts."""
+    parts = processes() * config.accumulate
+    if config.batch_size % parts:
+        raise VaezooError(
+            f"batch_size={config.batch_size} is shared by {processes()} processes with "
+            f"accumulate={config.accumulate}, so it must be a multiple of {parts}"
+        )
+    return rank(), processes(), config.accumulate
+
+
+def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of a step, averaged over its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}
+
+
+def agree(due: bool, stopped_by: Stop | None, device: torch.device) -> tuple[bool, Stop | None]:
+    """Whether any process finds the state due, and by what any process was asked to stop."""
+    kinds = [None, *Interruption.SIGNALS.values()]
+    any_due, kind = largest([int(due), kinds.index(stopped_by)], device)
+    return bool(any_due), kinds[kind]
 
 
 @contextmanager
@@ -479,16 +586,18 @@ class Interruption:
     """By which exception the run was asked to end; None as long as it was not."""
 
     #: What Ctrl-C sends, and what schedulers and container engines send some seconds before they kill.
-    SIGNALS: Mapping[int, type[KeyboardInterrupt] | type[Terminated]] = {
+    SIGNALS: Mapping[int, Stop] = {
         signal.SIGINT: KeyboardInterrupt,
         signal.SIGTERM: Terminated,
     }
 
     def __init__(self) -> None:
-        self.by: type[KeyboardInterrupt] | type[Terminated] | None = None
+        self.by: Stop | None = None
 
     def receive(self, number: int, frame: Any) -> None:
-        if self.by:
+        # A process of several gets a scheduler's signal twice, also from torchrun, which kills those that are
+        # still there after half a minute.
+        if self.by and processes() == 1:
             raise self.SIGNALS[number]("stopped within a step")
         self.by = self.SIGNALS[number]
 
@@ -507,7 +616,7 @@ def _explained(
             raise
         raise TrainingError(
             f"the device ran out of memory at step {state.run.steps}, with batch_size={config.batch_size}; "
-            f"lower batch_size or the size of the networks or images, or set bf16=True"
+            f"lower batch_size or the size of the networks or images, or set precision='bf16'"
             f"{last_good(folder, state.run)} ({str(error).splitlines()[0]})"
         ) from error
 
@@ -554,8 +663,34 @@ def _deterministic(enabled: bool) -> Iterator[None]:
             del os.environ[CUBLAS_WORKSPACE]
 
 
-def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The networks in half precision inside, if that is asked for; refused where the device has none."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if half is None:
+        return nullcontext()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # torch would go on in single precision
+            return torch.autocast(device.type, half)
+    except (RuntimeError, UserWarning) as error:
+        raise VaezooError(
+            f"precision='{precision}' is not to be had on {device}; choose another precision "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+@contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """Inside, matrix products of single precision may round their factors to 10 bits of mantissa."""
+    if not enabled:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # --- Data -----------------------------------------------------------------------------------------------

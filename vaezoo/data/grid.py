@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from vaezoo.data.splits import Factor, Split
 from vaezoo.data.stored import Images
+from vaezoo.distributed import per_image
 from vaezoo.errors import DataError
 
 
@@ -89,7 +90,7 @@ class GridSplit(Split):
             numbers = numbers * axis.size + values
         numbers = numbers.to(self.device)
         if self._instances > 1:
-            drawn = torch.randint(self._instances, (len(factors),)).to(self.device)
+            drawn = per_image(partial(torch.randint, self._instances), (len(factors),), "cpu").to(self.device)
             numbers = numbers * self._instances + drawn
         return self._images.gather(numbers).float().div_(255)
 

@@ -40,6 +40,8 @@ class Loader:
         shuffle: draw a new permutation for every epoch; False: in order.
         drop_last: leave out the last batch if it is smaller than the others.
         workers: processes that read and decode, for a split that is not resident.
+        share: (i, n, parts): give the i-th of n equal shares of each batch, its rows in order, in `parts`
+            equal parts one after the other. n * parts divides the batch size.
 
     Raises:
         DataError: no full batch in the split, or a batch size below 1.
@@ -54,18 +56,19 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = True,
         workers: int = 0,
+        share: tuple[int, int, int] = (0, 1, 1),
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}, but a batch needs at least 1 image")
         if len(split) == 0 or (drop_last and batch_size > len(split)):
             raise DataError(f"batch_size={batch_size} is more than the {len(split)} images of the split")
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.shuffle, self.workers = shuffle, workers
+        self.shuffle, self.workers, self.share = shuffle, workers, share
         full, rest = divmod(len(split), batch_size)
         self.steps_per_epoch = full + (rest > 0 and not drop_last)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
-        """Batches `start`, `start + 1`, ... of an epoch; those before are neither read nor rendered."""
+    def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Tensor]:
+        """Batches `start`, `start + every`, ... of an epoch; the others are neither read nor rendered."""
         if self.shuffle:
             order = torch.randperm(
                 len(self.split), generator=generator(derive(self.seed, "epoch", epoch), "cpu")
@@ -73,19 +76,25 @@ class Loader:
         else:
             order = torch.arange(len(self.split))
         order = order[start * self.batch_size : self.steps_per_epoch * self.batch_size]
+        order = order.to(self.split.device) if self.split.resident else order
+        index, shares, parts = self.share
+        batches = [
+            rows
+            for batch in (order.split(self.batch_size)[::every] if len(order) else ())
+            for rows in batch.split(self.batch_size // (shares * parts))[index * parts : (index + 1) * parts]
+        ]
         if not self.split.resident:
-            yield from self._stream(order, epoch)
+            yield from self._stream(batches, epoch)
             return
-        for indices in order.to(self.split.device).split(self.batch_size) if len(order) else ():
+        for indices in batches:
             yield self.split.batch(indices)
 
-    def _stream(self, order: Tensor, epoch: int) -> Iterator[Tensor]:
+    def _stream(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         device = self.split.device
         on_cuda = device.type == "cuda"
         images: DataLoader[Tensor] = DataLoader(
             _Images(self.split),
-            batch_size=self.batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers,
             pin_memory=on_cuda,
             worker_init_fn=_leave_signals_to_the_trainer,

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vaezoo.distributed import per_image
 from vaezoo.errors import DataError
 from vaezoo.random import derive, generator
 
@@ -78,7 +79,9 @@ class Split(ABC):
         """What `batch` makes of uint8 images [B, C, H, W] that are on the device."""
         values = images.float().div_(255)
         # A comparison is three times as fast as torch.bernoulli.
-        return (torch.rand_like(values) < values).float() if self._dynamic else values
+        if self._dynamic:
+            values = (per_image(torch.rand, values.shape, values.device) < values).float()
+        return values
 
     @abstractmethod
     def view(self: S, indices: Tensor) -> S:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vaezoo.distributed import gather, own
 from vaezoo.distributions import DiagonalGaussian, log_aggregate
 from vaezoo.models.vae import VAE
 from vaezoo.objective import Loss, Progress
@@ -55,7 +56,9 @@ class BetaTCVAE(VAE):
         q, z, rate, terms = self.elbo(x)
         assert isinstance(q, DiagonalGaussian)
         weights = stratified_weights if c.sampling == "mss" else weighted_weights
-        joint, marginals = log_aggregate(q, z, weights(z, progress.dataset_size))
+        whole = DiagonalGaussian(gather(q.loc), gather(q.log_variance))
+        log_weights = own(weights(whole.loc, progress.dataset_size))
+        joint, marginals = log_aggregate(whole, z, log_weights)
         information = q.log_prob(z) - joint
         correlation = joint - marginals.sum(1)
         dimension_wise = marginals.sum(1) - self.require_prior().log_prob(z)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vaezoo.distributed import alike, gather, own
 from vaezoo.models.vae import VAE
 from vaezoo.objective import Loss, Progress
 
@@ -93,4 +94,5 @@ class FactorVAE(VAE):
 
 def permute_dimensions(z: Tensor) -> Tensor:
     """z [B, D] with each column in an order of its own: samples from the product of the marginals."""
-    return z.gather(0, torch.rand(z.shape, device=z.device).argsort(0))
+    whole = gather(z)
+    return own(whole.gather(0, alike(torch.rand, whole.shape, z.device).argsort(0)))

@@ -21,6 +21,7 @@ from vaezoo.autoencoder import (
     Quantized,
 )
 from vaezoo.config import check_options
+from vaezoo.distributed import total
 from vaezoo.distributions import code_counts, perplexity
 from vaezoo.errors import VaezooError
 from vaezoo.inference import inference
@@ -131,20 +132,20 @@ class VQVAE(Autoencoder):
         q = self.encode(x)
         distortion = self.distortion(x, q.rsample()).mean()
         commitment = torch.stack([_squares(f.encoded, f.vectors.detach()) for f in q.factors]).sum()
-        total = distortion + self.config.commitment * commitment
+        loss = distortion + self.config.commitment * commitment
         terms = {"distortion": distortion, "commitment": commitment}
         if not self.config.ema:
             codebook = torch.stack([_squares(f.encoded.detach(), f.vectors) for f in q.factors]).sum()
-            total = total + codebook
+            loss = loss + codebook
             terms["codebook"] = codebook
         for level, factor in enumerate(q.factors):
             suffix = f"_{level}" if len(q.factors) > 1 else ""
-            counts = code_counts(factor.codes, self.config.codes)
+            counts = total(code_counts(factor.codes, self.config.codes))
             terms[f"perplexity{suffix}"] = perplexity(counts)
             terms[f"usage{suffix}"] = (counts > 0).float().mean()
             if self.training:
                 self.codebook(level).update(factor)
-        return {"model": Loss(total, terms)}
+        return {"model": Loss(loss, terms)}
 
     @inference
     def inpaint(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from vaezoo.clustering import lloyd, nearest, totals
+from vaezoo.distributed import alike, sharers, take, total
 from vaezoo.distributions import Quantized
 
 
@@ -74,8 +77,9 @@ class Codebook(nn.Module):
         vectors (n_k = 0) where it is, to the bit.
         """
         z = q.encoded.detach().movedim(1, -1).flatten(0, -2).to(self.vectors.dtype)
-        n, sums = totals(z, q.codes.flatten(), len(self.usage))
-        even = len(z) / len(n)
+        n, sums = map(total, totals(z, q.codes.flatten(), len(self.usage)))
+        assigned = len(z) * sharers()
+        even = assigned / len(n)
         self.usage.lerp_(n / even, 1 - self.decay)
         if self.ema:
             running = even * self.usage.clamp_min(torch.finfo(n.dtype).tiny)
@@ -84,7 +88,7 @@ class Codebook(nn.Module):
             )
         if self.revive:
             dead = self.usage < self.revive
-            candidates = z[torch.randint(len(z), n.shape, device=z.device)]
+            candidates = take(z, alike(partial(torch.randint, assigned), n.shape, z.device))
             self.vectors.copy_(torch.where(dead.unsqueeze(1), candidates, self.vectors))
             self.usage.masked_fill_(dead, self.fresh)
 

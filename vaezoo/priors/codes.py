@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaezoo.config import BaseConfig
+from vaezoo.distributed import per_image
 from vaezoo.distributions import Latent
 from vaezoo.errors import VaezooError
 from vaezoo.inference import inference
@@ -112,7 +113,7 @@ class CodePrior(Prior):
         if isinstance(z, Labelled):
             z, labels = z
             if self.training:
-                hidden = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
+                hidden = per_image(torch.rand, labels.shape, labels.device) < self.config.label_dropout
                 labels = labels.masked_fill(hidden, self.config.classes)
         nll = -self.log_prob(z, labels).mean()
         return {"prior": Loss(nll, {"prior_nll": nll})}

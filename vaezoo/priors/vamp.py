@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from vaezoo.config import BaseConfig
+from vaezoo.distributed import total
 from vaezoo.distributions import DiagonalGaussian, Latent, Posterior, log_density_of_each
 from vaezoo.errors import VaezooError
 from vaezoo.priors.base import LatentShape, Prior, check_temperature
@@ -112,4 +113,5 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * (((x >= 0) | (gradient < 0)) & ((x <= 1) | (gradient > 0)))
+        whole = total(gradient)  # the step is that of all processes together
+        return gradient * (((x >= 0) | (whole < 0)) & ((x <= 1) | (whole > 0)))
