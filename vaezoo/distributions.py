@@ -106,7 +106,8 @@ class DiagonalGaussian(Posterior):
     def rsample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """z = mean + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014, eq. 10)."""
         shape = (*sample_shape, *self.loc.shape)
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
+        # torch.randn takes no generator, not even None, when it is compiled for batches of any size.
+        noise = self.loc.new_empty(shape).normal_(generator=generator)
         return torch.addcmul(self.loc, torch.exp(0.5 * self.log_variance), noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
