@@ -300,7 +300,7 @@ def mlp_vae(quick: bool) -> dict[str, Any]:
     from pythae.data.datasets import BaseDataset
 
     logging.disable(logging.INFO)
-    batch, epochs, rounds = 128, 1 if quick else 2, 2 if quick else 7
+    batch, epochs, rounds = 128, 1 if quick else 5, 2 if quick else 5
     n, held_out = (40 * batch, 5 * batch) if quick else (420 * batch, 48 * batch)  # whole batches for all
     published = FashionMNIST(data_root(), transform=ToTensor())
     images = published.data.unsqueeze(1)
