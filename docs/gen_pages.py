@@ -322,6 +322,56 @@ def sampling_speed_table() -> str:
     return markdown_table((f"prior, {grid}", "cached", "full forward pass each", "ratio"), rows)
 
 
+def speed_table(section: str) -> str:
+    """What each way of a section of benchmarks/speed.py took, then the ratios, and what was tried."""
+    if not (DOCS.parent / "benchmarks/results/speed.json").exists() or section not in result("speed"):
+        return f"*To be measured: `python benchmarks/speed.py --only {section}`.*"
+    measured = result("speed")[section]
+    header = ["way", "seconds", "seconds of processors"]
+    ways = [
+        [cell(name), f"{row['wall_seconds']:.3g}", f"{row['cpu_seconds']:.3g}"]
+        for name, row in measured["ways"].items()
+    ]
+    for key, title in (("loss", "loss, nats per image"), ("microseconds_per_image", "µs per image")):
+        values = [row.get(key) for row in measured["ways"].values()]
+        if all(values):
+            header.append(title)
+            ways = [[*row, f"{value:.1f}"] for row, value in zip(ways, values)]
+    parts = [markdown_table(header, ways)]
+    ratios = [
+        [
+            cell(f"{row['of']} / {row['to']}"),
+            f"{row['median']:.2f}",
+            f"{row['lowest']:.2f} to {row['highest']:.2f}",
+            " ".join(f"{key.replace('_', ' ')} {row[key]}" for key in ("at_least", "at_most") if key in row),
+        ]
+        for row in measured["ratios"]
+    ]
+    if ratios:
+        parts.append(markdown_table(("ratio of times", "median", "lowest to highest", "goal"), ratios))
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in measured["settings"].items())
+    rounds = len(next(iter(measured["ways"].values()))["wall_each"])
+    parts.append(
+        f"Medians of {rounds} rounds on {cell(measured['processor'])} with {measured['threads']} threads, "
+        f"torch {measured['versions']['torch']}{'; ' if settings else ''}{cell(settings)}."
+    )
+    if measured["notes"]:
+        parts.append("\n".join(["What was tried:", "", *(f"- {cell(note)}" for note in measured["notes"])]))
+    return "\n\n".join(parts)
+
+
+def import_table() -> str:
+    """Seconds that `import vaezoo` adds to `import torch`."""
+    table = speed_table("import")
+    if table.startswith("*"):
+        return table
+    added = result("speed")["import"]["added_seconds"]
+    return f"{table}\n\nAdded by vaezoo: {1000 * added['median']:.0f} ms."
+
+
+SPEED = ("mlp_vae", "conv_vae", "vq", "evaluation", "scaling", "compile")
+
+
 def priors_table(data: str) -> str:
     """Samples of benchmarks/priors.py in the shipped features, with standard errors."""
     rows = []
@@ -422,6 +472,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "data": data_table,
     "sprites": sprites_table,
     "sampling_speed": sampling_speed_table,
+    "speed_import": import_table,
+    **{f"speed_{section}": lambda section=section: speed_table(section) for section in SPEED},
     "priors_fashion_mnist": lambda: priors_table("fashion_mnist"),
     "priors_mnist": lambda: priors_table("mnist"),
     "exemplar": exemplar_table,

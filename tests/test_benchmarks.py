@@ -159,3 +159,53 @@ def test_the_paired_seeds_on_sprites_say_what_is_claimed():
     assert all(
         rate > 0 for m in result["models"] for rate in result["metrics"]["likelihood/rate"][m]["values"]
     )
+
+
+def speed(section):
+    """A section of benchmarks/speed.py."""
+    path = RESULTS / "speed.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    if section not in measured:
+        pytest.skip(f"{section} of benchmarks/speed.py has not been run yet")
+    return measured[section]
+
+
+@pytest.mark.parametrize("section", ["mlp_vae", "conv_vae", "vq", "compile"])
+def test_ratios_of_speed_are_those_of_their_rounds_and_meet_their_goals(section):
+    result = speed(section)
+    ways = result["ways"]
+    goals = 0
+    for ratio in result["ratios"]:
+        of, to = (ways[ratio[end]]["wall_each"] for end in ("of", "to"))
+        each = [a / b for a, b in zip(of, to, strict=True)]
+        assert len(each) >= 5
+        assert ratio["median"] == pytest.approx(statistics.median(each), rel=0.01)
+        assert (ratio["lowest"], ratio["highest"]) == pytest.approx((min(each), max(each)), rel=0.01)
+        for goal in {"at_least", "at_most"} & ratio.keys():
+            goals += 1
+            close = ratio["median"] >= ratio[goal] if goal == "at_least" else ratio["median"] <= ratio[goal]
+            assert close, f"{ratio['of']} took {ratio['median']} of the time of {ratio['to']}"
+    assert goals == {"mlp_vae": 3, "conv_vae": 2, "vq": 4}.get(section, 0)
+
+
+@pytest.mark.parametrize("section", ["mlp_vae", "conv_vae"])
+def test_what_is_faster_learns_as_well(section):
+    """Validation losses of all ways within noise of those of the hand-written loop, over seeds."""
+    ways = speed(section)["ways"]
+    bare = ways["bare loop"]["loss_each"]
+    for name, way in ways.items():
+        losses = way["loss_each"]
+        assert len(losses) == len(bare) >= 5
+        se = ((statistics.variance(losses) + statistics.variance(bare)) / len(bare)) ** 0.5
+        assert abs(statistics.fmean(losses) - statistics.fmean(bare)) < 4 * se, name
+
+
+def test_importing_vaezoo_adds_little_to_torch():
+    assert speed("import")["added_seconds"]["median"] <= 0.15
+
+
+def test_the_time_for_an_image_does_not_depend_on_how_many_there_are():
+    ways = speed("scaling")["ways"]
+    each = [row["microseconds_per_image"] for name, row in ways.items() if name.endswith("batch 128")]
+    assert len(each) == 3
+    assert max(each) < 1.15 * min(each)

@@ -79,8 +79,9 @@ def test_nearest_by_blocks_is_nearest_at_once(monkeypatch):
     points, centres = torch.randn(100, 3, generator=seeded()), torch.randn(7, 3, generator=seeded(1))
     whole = nearest(points, centres)
     assert torch.equal(whole, torch.cdist(points, centres).argmin(1))
-    monkeypatch.setattr(clustering, "BLOCK", 10)
-    assert torch.equal(nearest(points, centres), whole)
+    for most in (70, 75, 3):  # ten points at a time, with and without a rest; fewer than one, so one
+        monkeypatch.setattr(clustering, "DISTANCES_CPU", most)
+        assert torch.equal(nearest(points, centres), whole)
 
 
 def test_totals():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,24 @@ def test_the_light_modules_import_nothing_heavy_at_the_top():
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         heavy = {module.split(".")[0] for module in imports(top)} & {"torch", "numpy", "pydantic", "tabulate"}
         assert not heavy, f"vaezoo/{name}.py imports {heavy}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import vaezoo", {"torch", "numpy", "pydantic"}),
+        (
+            "import vaezoo; vaezoo.create('vae'); vaezoo.train",
+            {"torchvision", "scipy", "sklearn", "matplotlib", "torchmetrics", "h5py", "PIL", "tabulate"},
+        ),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(statement, heavy):
+    program = f"{statement}; import sys; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    found = {name.split(".")[0] for name in modules.stdout.split()}
+    assert "vaezoo" in found
+    assert not found & heavy
 
 
 def words(path: Path) -> set[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 8192  # points whose distances to all centres are held at a time
+#: Distances that `nearest` holds at a time: on a CPU few enough to stay in its cache, which is a third faster
+#: with thousands of centres; elsewhere many enough to fill the device.
+DISTANCES_CPU, DISTANCES = 2**20, 2**26
 
 
 def k_means(points: Tensor, k: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
@@ -47,13 +49,16 @@ def lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest of the centres [K, D] of each of the points [N, D]: [N]."""
+    """Index of the nearest of the centres [K, D] of each of the points [N, D]: [N].
+
+    Holds some distances at a time, not N K of them."""
+    most = DISTANCES_CPU if points.device.type == "cpu" else DISTANCES
     with torch.autocast(points.device.type, enabled=False):
         # argmin |z - e|^2 = argmin |e|^2 / 2 - z.e, one matrix product and no N x K x D tensor.
         half_norms = 0.5 * centres.square().sum(1)
         # torch.export would fix the number of blocks, and with it that of the points.
         exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # torch 2.7
-        blocks = (points,) if exporting else points.split(BLOCK)
+        blocks = (points,) if exporting else points.split(max(1, most // len(centres)))
         indices = [torch.addmm(half_norms, block, centres.T, alpha=-1).argmin(1) for block in blocks]
     return torch.cat(indices)
 

@@ -196,9 +196,9 @@ def per_image(
         generator: to draw from, all of it, as `sample` does; None: the step's own.
         **options: for `draw`, such as `dtype`.
     """
-    if _part is None or generator is not None:
+    if generator is not None:
         return draw(shape, device=device, generator=generator, **options)
-    if shape[axis] != _part.count:
+    if _part is None or shape[axis] != _part.count:
         return alike(draw, shape, device, **options)
     whole = [*shape]
     whole[axis] = _part.size
@@ -209,8 +209,10 @@ def alike(
     draw: Callable[..., Tensor], shape: Sequence[int], device: torch.device | str, **options: Any
 ) -> Tensor:
     """`draw(shape)`, the same on all processes."""
-    generator = _part.generator(torch.device(device)) if _part is not None else None
-    return draw(shape, device=device, generator=generator, **options)
+    if _part is None:
+        # Without even None for a generator, which torch does not compile for batches of any size.
+        return draw(shape, device=device, **options)
+    return draw(shape, device=device, generator=_part.generator(torch.device(device)), **options)
 
 
 def sharers() -> int:

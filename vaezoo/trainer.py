@@ -420,7 +420,10 @@ def fit(
                     )
                     if losses["loss"] < run.best_loss:
                         run.best_loss, run.best_step = losses["loss"], run.steps
-                        state.best = {n: t.detach().clone() for n, t in module.state_dict().items()}
+                        if not state.best:
+                            state.best = {n: torch.empty_like(t) for n, t in module.state_dict().items()}
+                        for name, tensor in module.state_dict().items():
+                            state.best[name].copy_(tensor)  # in place: there is no room for two of them
                     with evaluation_mode(module):
                         listeners.tell("on_epoch", epoch + 1, run.steps, module)
             stop = out_of_patience(run, config, loader.steps_per_epoch)

@@ -1,9 +1,13 @@
 """Oracles 10, 11 and 12, and trap 5: what moving-average codebooks get wrong in public code."""
 
+import math
+
 import pytest
 import torch
+from memory import Memory
 from sklearn.cluster import KMeans
 
+from vaezoo import clustering
 from vaezoo.distributions import code_counts, perplexity
 from vaezoo.networks.quantizer import Codebook
 
@@ -175,3 +179,19 @@ def test_the_decoder_reads_codebook_vectors_exactly():
     z = 1000 * torch.randn(2, 4, 5, 5)
     q = book(z)
     assert torch.equal(q.rsample(), book.lookup(q.codes))
+
+
+def test_memory_is_bounded_by_blocks():
+    """A whole step on 32,768 vectors and 8192 codes: a block of distances, not the GiB of all of them."""
+    k, dim, grid = 8192, 8, (2, 128, 128)
+    book = Codebook(k, dim)
+    z = torch.randn(grid[0], dim, *grid[1:], requires_grad=True)
+    with Memory() as memory:
+        q = book(z)
+        loss = (q.encoded - q.vectors).square().sum() + q.rsample().sum()
+        loss.backward()
+        book.update(q)
+    vectors = math.prod(grid) * (2 * 4 * dim + 8)  # as they are, with the channels last, and their codes
+    codebook = k * 4 * (dim + 1)  # and half the squared norms
+    assert memory.peak == pytest.approx(4 * clustering.DISTANCES_CPU + vectors + codebook, rel=0.02)
+    assert memory.peak < math.prod(grid) * k * 4 / 100
