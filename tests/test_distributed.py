@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import torch
 from bars import bars
-from test_killed import CASES as MODELS_AND_PRIORS
-from test_killed import PRIOR_CASES, TINY, run_folder, tiny
+from test_killed import MODELS_AND_PRIORS, PRIOR_CASES, TINY, run_folder, tiny
 
 import vaezoo
 from vaezoo import distributed
@@ -302,7 +301,10 @@ class Numbers:
         return indices.double()
 
     def load(self, index: int) -> torch.Tensor:
-        return torch.tensor(255.0 * index)
+        return torch.tensor(index)
+
+    def floats(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers.double()
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -54,7 +54,8 @@ PRIOR_CASES = {"flow": "vae", "two_stage": "vae", "pixelcnn": "vq_vae", "pixelsn
 }
 #: A source of images that are decoded when they are asked for, by other processes.
 STREAMING_CASES = ("streaming:folder", "streaming:shards")
-CASES = [*MODELS.names(), "vae+vamp", *(f"prior:{name}" for name in PRIOR_CASES), *STREAMING_CASES]
+MODELS_AND_PRIORS = [*MODELS.names(), "vae+vamp", *(f"prior:{name}" for name in PRIOR_CASES)]
+CASES = [*MODELS_AND_PRIORS, *STREAMING_CASES]
 
 
 def tiny(name: str, seed: int = 0) -> vaezoo.Autoencoder:

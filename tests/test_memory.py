@@ -34,13 +34,14 @@ def held_by_a_batch(model: Autoencoder, batch: int) -> int:
     return memory.peak - 4 * sum(p.numel() for p in model.parameters())
 
 
-def formula(model: Autoencoder, data: ImageData, batch: int) -> float:
-    """Bytes: the images and an epoch's order of them; weights, gradients, Adam's two averages and the best
-    weights so far; what a batch holds, in proportion to its size."""
+def formula(model: Autoencoder, data: ImageData, batch: int) -> tuple[float, float]:
+    """Lowest and highest bytes: the images and an epoch's order of them; weights, Adam's two averages and the
+    best weights so far; the gradients, which come as what a batch holds, in proportion to its size, goes."""
     pixels = math.prod(data.image_shape)
     resident = len(data.train) * (pixels + 8) + len(data.validation) * pixels
-    parameters = sum(p.numel() for p in model.parameters())
-    return resident + 4 * 5 * parameters + batch * held_by_a_batch(model, 64) / 64
+    parameters = 4 * sum(p.numel() for p in model.parameters())
+    held = batch * held_by_a_batch(model, 64) / 64
+    return resident + 4 * parameters + max(parameters, held), resident + 5 * parameters + held
 
 
 @pytest.mark.parametrize(("n", "hidden", "batch"), [(4000, 256, 100), (300, 1024, 30), (600, 64, 200)])
@@ -50,15 +51,16 @@ def test_the_memory_of_training(n, hidden, batch):
     with Memory() as memory:
         run = vaezoo.train(model, data, epochs=2, batch_size=batch, device="cpu")
     assert run.best_step > run.steps // 2, "the best weights were not replaced"
-    assert memory.peak == pytest.approx(formula(model, data, batch), rel=0.02)
+    lowest, highest = formula(model, data, batch)
+    assert 0.98 * lowest < memory.peak < 1.02 * highest
 
 
 @pytest.mark.cuda
 def test_the_memory_of_training_on_cuda():
     model, data = made(32, 8192), random_images(8000, 32)
-    expected = formula(model, data, 256)
+    lowest, highest = formula(model, data, 256)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     vaezoo.train(model, data, epochs=3, batch_size=256, device="cuda")
     # cuBLAS takes some tens of megabytes for itself, and the allocator rounds up.
-    assert torch.cuda.max_memory_allocated() - before == pytest.approx(expected, rel=0.1, abs=2**26)
+    assert 0.9 * lowest - 2**26 < torch.cuda.max_memory_allocated() - before < 1.1 * highest + 2**26

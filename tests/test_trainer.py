@@ -491,7 +491,7 @@ def test_an_image_that_is_broken_during_the_run_is_named(images, workers, damage
     for i, image in enumerate(images[:60]):
         Image.fromarray(image[0].numpy()).save(folder / f"{i:02}.png")
     data = vaezoo.load_data(folder, channels=1, memory_limit_gb=0)
-    broken = data.train._files[len(data.train) // 2]
+    broken = data.train._files.open(len(data.train) // 2)
     model = small("ae")
 
     class Break(Crash):

@@ -15,6 +15,10 @@ from vaezoo.errors import DataError
 from vaezoo.random import derive, generator
 
 
+#: How long a worker outlives SIGTERM: the time that the trainer has to finish a step and write its state.
+WORKER_SECONDS = 10
+
+
 class Batched(Protocol):
     """What a `Loader` needs: a `Split`, or anything that gives batches by index, such as codes.
 
@@ -104,16 +108,19 @@ class Loader:
         try:
             for batch in images:
                 yield self.split.floats(batch.to(device, non_blocking=on_cuda))  # type: ignore[attr-defined]
+            return
         except DataError as error:
             # From a worker it comes with the worker's traceback before what it says.
             sentence = str(error).strip().splitlines()[-1]
-            raise DataError(sentence.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from None
+        # Out here, where no traceback keeps the workers alive.
+        raise DataError(sentence.removeprefix(f"{DataError.__module__}.{DataError.__name__}: "))
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and schedulers reach all processes of a run, but one decides when it ends: after a step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and schedulers reach all processes of a run, but one decides when it ends: after a step. A worker
+    that is told to end does so some seconds later."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_SECONDS))
 
 
 class _Images(Dataset[Tensor]):
