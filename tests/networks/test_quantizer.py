@@ -191,7 +191,7 @@ def test_memory_is_bounded_by_blocks():
         loss = (q.encoded - q.vectors).square().sum() + q.rsample().sum()
         loss.backward()
         book.update(q)
-    vectors = math.prod(grid) * (2 * 4 * dim + 8)  # as they are, with the channels last, and their codes
-    codebook = k * 4 * (dim + 1)  # and half the squared norms
-    assert memory.peak == pytest.approx(4 * clustering.DISTANCES_CPU + vectors + codebook, rel=0.02)
+    vectors = 4 * math.prod(grid) * dim  # as they are, with the channels last, looked up, with gradients
+    codebook = 4 * k * (dim + 1)  # and half the squared norms
+    assert memory.peak < 4 * clustering.DISTANCES_CPU + 4 * vectors + codebook
     assert memory.peak < math.prod(grid) * k * 4 / 100

@@ -14,7 +14,6 @@ from vaezoo.data.splits import Split
 from vaezoo.errors import DataError
 from vaezoo.random import derive, generator
 
-
 #: How long a worker outlives SIGTERM: the time that the trainer has to finish a step and write its state.
 WORKER_SECONDS = 10
 
@@ -117,8 +116,8 @@ class Loader:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and schedulers reach all processes of a run, but one decides when it ends: after a step. A worker
-    that is told to end does so some seconds later."""
+    """Ctrl-C and schedulers reach all processes of a run, but one decides when it ends: after a step. A
+    worker that is told to end does so some seconds later."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_SECONDS))
 

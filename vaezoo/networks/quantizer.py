@@ -51,6 +51,8 @@ class Codebook(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """z [B, D, *grid] -> Quantized with codes [B, *grid]."""
+        # Vectors in one piece, as they are looked up: for the search, the update and the losses alike.
+        z = z.movedim(1, -1).contiguous().movedim(-1, 1)
         codes = self.nearest(z)
         return Quantized(z, codes, self.lookup(codes))
 
