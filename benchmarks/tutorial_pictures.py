@@ -94,19 +94,6 @@ def priors(data: ImageData) -> Tensor:
     return rows(vq.decode(even).mean, vq.sample(COLUMNS, generator(0, "cpu")))
 
 
-def hierarchy(data: ImageData) -> Tensor:
-    """Images; the reconstructions of the VQ-VAE-2; the same with the fine codes of the next image, and with
-    its coarse ones."""
-    vq2, x = trained("vq_vae2"), images(data)
-    coarse, fine = vq2.latents(x)
-    return rows(
-        x,
-        vq2.decode((coarse, fine)).mean,
-        vq2.decode((coarse, fine.roll(-1, 0))).mean,
-        vq2.decode((coarse.roll(-1, 0), fine)).mean,
-    )
-
-
 DRAWN: tuple[Callable[[ImageData], Tensor], ...] = (
     ragged,
     cloud,
@@ -117,7 +104,6 @@ DRAWN: tuple[Callable[[ImageData], Tensor], ...] = (
     blur,
     codes,
     priors,
-    hierarchy,
 )
 
 
