@@ -299,6 +299,14 @@ def scored(networks: list[Networks], images: Tensor) -> dict[str, Any]:
     return {"loss": round(statistics.fmean(losses), 3), "loss_each": [round(loss, 3) for loss in losses]}
 
 
+def with_losses(rows: Rows, images: Tensor) -> dict[str, dict[str, Any]]:
+    """The table of ways that return trained networks, with what these are worth."""
+    table = rows.table()
+    for name, networks in rows.returned.items():
+        table[name] |= scored(networks, images)
+    return table
+
+
 # --- Sections ---------------------------------------------------------------------------------------------
 
 
@@ -343,12 +351,9 @@ def mlp_vae(quick: bool) -> dict[str, Any]:
             },
             rounds,
         )
-    table = rows.table()
-    for name, networks in rows.returned.items():
-        table[name] |= scored(networks, validation)
     return {
         "settings": {"images": n, "validation": held_out, "batch_size": batch, "epochs": epochs},
-        "ways": table,
+        "ways": with_losses(rows, validation),
         "ratios": [
             rows.ratio("pythae", "vaezoo", at_least=2.0),
             rows.ratio("DataLoader", "vaezoo", at_least=2.5),
@@ -390,12 +395,9 @@ def conv_vae(quick: bool) -> dict[str, Any]:
         },
         rounds,
     )
-    table = rows.table()
-    for name, networks in rows.returned.items():
-        table[name] |= scored(networks, validation)
     return {
         "settings": {"images": n, "validation": held_out, "batch_size": batch, "epochs": epochs},
-        "ways": table,
+        "ways": with_losses(rows, validation),
         "ratios": [
             rows.ratio("vaezoo", "bare loop", at_most=1.05),
             rows.ratio("vaezoo, bf16", "bare loop, bf16", at_most=1.05),

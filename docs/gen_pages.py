@@ -282,20 +282,20 @@ def sprites_table() -> str:
 
 def exemplar_table() -> str:
     """Runs of benchmarks/reproduce/exemplar_fashion.py beside the published values."""
-    result = json.loads((DOCS.parent / "benchmarks/results/exemplar_fashion.json").read_text())
+    measured = result("exemplar_fashion")
 
     def published(name: str) -> str:
-        target = result["targets"].get(name)
+        target = measured["targets"].get(name)
         return "{published:.2f} ({accepted[0]} to {accepted[1]})".format(**target) if target else ""
 
     rows = []
-    for prior, runs in result["runs"].items():
+    for prior, runs in measured["runs"].items():
         for run in runs.values():
             elbo, nll = f"{run['negative_elbo']['value']:.2f}", f"{run['nll']['value']:.2f}"
             epochs = f"{run['epochs']} ({run['ended']}; best {run['best_epoch']})"
             rows.append([code(prior), epochs, elbo, f"{nll} ± {run['nll']['se']:.2f}", published(prior)])
     name = "standard_normal - vamp"
-    for epochs, found in result[name].items():
+    for epochs, found in measured[name].items():
         nll = f"{found['value']:.2f} ± {found['se']:.2f}"
         rows.append(["their difference", epochs, "", nll, published(name)])
     return markdown_table(["prior", "epochs", "negative ELBO", "−log p(x)", "published (accepted)"], rows)
