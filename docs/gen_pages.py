@@ -7,12 +7,11 @@ the places `<!-- table: NAME -->` of the pages written by hand, and completes th
 from __future__ import annotations
 
 import ast
-import html
 import inspect
-import json
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +31,11 @@ from vaezoo.registry import MODELS, Registry
 from vaezoo.run import TrainConfig
 
 DOCS = Path(__file__).parent
-
+sys.path.insert(0, str(DOCS.parent))  # mkdocs runs this file from wherever it is called
+from benchmarks import report  # noqa: E402
+from benchmarks.report import cell, code, markdown_table  # noqa: E402
 
 # --- Pieces of Markdown -----------------------------------------------------------------------------------
-
-
-def code(text: str) -> str:
-    """Inline code that may stand in a table, whatever it holds."""
-    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" if text else ""
-
-
-def cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "&#124;").replace("*", r"\*").replace("\n", " ")
-
-
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header)]
-    lines += [["---"] * len(lines[0]), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def options_table(fields: list[dict[str, str]]) -> str:
@@ -269,142 +255,6 @@ def parts_index() -> str:
     return f"# Parts\n\nWhat models are put together from, by name.\n\n{table}\n"
 
 
-def sprites_table() -> str:
-    """Mean and standard deviation over seeds of benchmarks/reproduce/sprites_disentanglement.py."""
-    measured = result("sprites_disentanglement")
-    rows = []
-    for metric, row in measured["metrics"].items():
-        cells = [f"{row[name]['mean']:.3g} ± {row[name]['sd']:.1g}" for name in measured["models"]]
-        above = f"{row['beta_tc_vae above vae']} of {measured['pairs']['of']}"
-        rows.append([code(metric), *cells, above])
-    return markdown_table(["metric", *map(code, measured["models"]), "`beta_tc_vae` above `vae`"], rows)
-
-
-def exemplar_table() -> str:
-    """Runs of benchmarks/reproduce/exemplar_fashion.py beside the published values."""
-    measured = result("exemplar_fashion")
-
-    def published(name: str) -> str:
-        target = measured["targets"].get(name)
-        return "{published:.2f} ({accepted[0]} to {accepted[1]})".format(**target) if target else ""
-
-    rows = []
-    for prior, runs in measured["runs"].items():
-        for run in runs.values():
-            elbo, nll = f"{run['negative_elbo']['value']:.2f}", f"{run['nll']['value']:.2f}"
-            epochs = f"{run['epochs']} ({run['ended']}; best {run['best_epoch']})"
-            rows.append([code(prior), epochs, elbo, f"{nll} ± {run['nll']['se']:.2f}", published(prior)])
-    name = "standard_normal - vamp"
-    for epochs, found in measured[name].items():
-        nll = f"{found['value']:.2f} ± {found['se']:.2f}"
-        rows.append(["their difference", epochs, "", nll, published(name)])
-    return markdown_table(["prior", "epochs", "negative ELBO", "−log p(x)", "published (accepted)"], rows)
-
-
-def result(name: str) -> Any:
-    """A committed result of a benchmark."""
-    return json.loads((DOCS.parent / f"benchmarks/results/{name}.json").read_text())
-
-
-def sampling_speed_table() -> str:
-    """Cached against naive sampling, from benchmarks/sampling_speed.py."""
-    measured = result("sampling_speed")
-    rows = [
-        [
-            code(name),
-            f"{row['cached_seconds']:.2f} s",
-            f"{row['naive_seconds']:.1f} s",
-            f"{row['ratio']:.0f}",
-        ]
-        for name, row in measured["priors"].items()
-    ]
-    grid = f"{measured['batch']} grids of {measured['grid']} x {measured['grid']}"
-    return markdown_table((f"prior, {grid}", "cached", "full forward pass each", "ratio"), rows)
-
-
-def speed_table(section: str) -> str:
-    """What each way of a section of benchmarks/speed.py took, then the ratios, and what was tried."""
-    measured = result("speed")[section]
-    header = ["way", "seconds", "seconds of processors"]
-    ways = [
-        [cell(name), f"{row['wall_seconds']:.3g}", f"{row['cpu_seconds']:.3g}"]
-        for name, row in measured["ways"].items()
-    ]
-    for key, title in (("loss", "loss, nats per image"), ("microseconds_per_image", "µs per image")):
-        values = [row.get(key) for row in measured["ways"].values()]
-        if all(values):
-            header.append(title)
-            ways = [[*row, f"{value:.1f}"] for row, value in zip(ways, values)]
-    parts = [markdown_table(header, ways)]
-    ratios = [
-        [
-            cell(f"{row['of']} / {row['to']}"),
-            f"{row['median']:.2f}",
-            f"{row['lowest']:.2f} to {row['highest']:.2f}",
-            goal(row),
-        ]
-        for row in measured["ratios"]
-    ]
-    if ratios:
-        parts.append(markdown_table(("ratio of times", "median", "lowest to highest", "goal"), ratios))
-    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in measured["settings"].items())
-    rounds = len(next(iter(measured["ways"].values()))["wall_each"])
-    parts.append(
-        f"Medians of {rounds} rounds on {cell(measured['processor'])} with {measured['threads']} threads, "
-        f"torch {measured['versions']['torch']}{'; ' if settings else ''}{cell(settings)}."
-    )
-    if measured["notes"]:
-        parts.append("\n".join(["What was tried:", "", *(f"- {cell(note)}" for note in measured["notes"])]))
-    return "\n\n".join(parts)
-
-
-def goal(row: dict[str, Any]) -> str:
-    """What a ratio was to be, and whether it is."""
-    for key in ("at_least", "at_most"):
-        if key in row:
-            return f"{key.replace('_', ' ')} {row[key]}: {'met' if row['met'] else '**not met**'}"
-    return ""
-
-
-def import_table() -> str:
-    """Seconds that `import vaezoo` adds to `import torch`."""
-    table = speed_table("import")
-    added = result("speed")["import"]["added_seconds"]
-    return f"{table}\n\nAdded by vaezoo: {1000 * added['median']:.0f} ms."
-
-
-SPEED = ("mlp_vae", "conv_vae", "vq", "evaluation", "scaling", "compile")
-
-
-def priors_table(data: str) -> str:
-    """Samples of benchmarks/priors.py in the shipped features, with standard errors."""
-    rows = []
-    for name, cell_of in result("priors")[data]["cells"].items():
-        model, prior = name.split("/")
-        prior = cell_of["prior"]["name"] if prior == "own" else prior
-        row = [code(model), code(prior)]
-        for metric in ("frechet", "precision", "recall", "density", "coverage"):
-            value = cell_of["metrics"][f"{metric}_{data}"]
-            digits = 1 if metric == "frechet" else 3
-            row.append(f"{value['value']:.{digits}f} ± {value['se']:.{digits}f}")
-        for metric in ("bits_per_dim", "bits_per_dim_uniform"):
-            found = cell_of["metrics"].get(metric)
-            row.append(f"{found['value']:.3f}" if found and "vq" in model else "")
-        rows.append(row)
-    header = (
-        "model",
-        "prior",
-        "Frechet distance",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "bits/dim",
-        "with uniform codes",
-    )
-    return markdown_table(header, rows)
-
-
 # --- Trained weights --------------------------------------------------------------------------------------
 
 
@@ -474,13 +324,7 @@ def weights_page(entry: Weights) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "models": model_table,
     "data": data_table,
-    "sprites": sprites_table,
-    "sampling_speed": sampling_speed_table,
-    "speed_import": import_table,
-    **{f"speed_{section}": lambda section=section: speed_table(section) for section in SPEED},
-    "priors_fashion_mnist": lambda: priors_table("fashion_mnist"),
-    "priors_mnist": lambda: priors_table("mnist"),
-    "exemplar": exemplar_table,
+    **report.TABLES,
     "pretrained": pretrained_table,
     "train_options": lambda: options_table(describe_fields(TrainConfig)),
 }
