@@ -39,7 +39,7 @@ COLUMNS = {
 }
 DISENTANGLEMENT = {
     "disentanglement/mig": "MIG",
-    "disentanglement/disentanglement": "DCI",
+    "disentanglement/dci_disentanglement": "DCI",
     "disentanglement/sap": "SAP",
     "disentanglement/factor_vae_score": "FactorVAE score",
 }

@@ -149,6 +149,7 @@ def model_page(name: str) -> str:
     parts = [
         f"# {name}",
         docstring(about["class"]),
+        *([f"What it minimises, in nats per image:\n\n$$\n{model.equation}\n$$"] if model.equation else []),
         f"**Paper:** {about['paper']}",
         f"**Prior:** {code(about['prior'])}, "
         + (
@@ -161,6 +162,7 @@ def model_page(name: str) -> str:
         *(f"### {title}\n\n{options_table(fields)}" for title, fields in options.items() if fields),
         "## Recipe",
         recipe_table(about["recipes"]),
+        *measured(name),
         f"## How it differs from {parent_name}" if is_variant else "## The whole model",
         (
             f"The class as it is in `{model.__module__}`, without its docstring: "
@@ -170,6 +172,22 @@ def model_page(name: str) -> str:
         f"```python\n{text}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def measured(name: str) -> list[str]:
+    """Results and pictures of a model that the leaderboards have."""
+    table = report.model_results(name)
+    if not table:
+        return []
+    pictures = report.pictures("fashion_mnist", name, above="../")
+    return [
+        "## Results",
+        "Beside the other models, on the [same budget](../results.md): bold is the best, ≈ within noise "
+        "of it, − worse.",
+        table,
+        pictures,
+        "[All models, and other images](../gallery.md).",
+    ]
 
 
 def recipe_table(recipes: dict[str, dict[str, Any]]) -> str:

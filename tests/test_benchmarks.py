@@ -1,14 +1,19 @@
 """The committed results of benchmarks agree with themselves and with the recipe that they say they ran."""
 
+import importlib
 import json
+import re
 import statistics
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import vaezoo
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -220,3 +225,108 @@ def test_the_time_for_an_image_does_not_depend_on_how_many_there_are():
     each = [row["microseconds_per_image"] for name, row in ways.items() if name.endswith("batch 128")]
     assert len(each) == 3
     assert max(each) < 1.15 * min(each)
+
+
+# --- The studies of benchmarks/compare.py and their tables -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report():
+    """benchmarks/report.py"""
+    sys.path.insert(0, str(ROOT))
+    yield importlib.import_module("benchmarks.report")
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def compare(report):
+    return importlib.import_module("benchmarks.compare")
+
+
+def test_every_cell_of_the_studies_has_its_result_and_no_other(compare):
+    expected = {cell.name: cell for cell in compare.studies()}
+    found = {
+        str(path.relative_to(compare.RESULTS).with_suffix("")) for path in compare.RESULTS.rglob("*.json")
+    }
+    assert found == expected.keys()
+    for name, cell in expected.items():
+        result = json.loads((compare.RESULTS / f"{name}.json").read_text())
+        assert (result["model"], result["seed"], result["options"]) == (cell.model, cell.seed, cell.options)
+        assert result["prior_options"] == cell.prior
+        assert result["training_options"] == compare.TRAINING
+        header = result["report"]["header"]
+        assert header["data"]["name"] == cell.data
+        assert {key: header[key] for key in compare.EVALUATION} == compare.EVALUATION
+        assert header["model"]["name"] == cell.model
+        assert header["model"]["config"].items() >= cell.options.items()
+
+
+def test_every_registered_model_is_in_the_leaderboards_with_the_same_steps(compare):
+    """Three seeds of each on each data set, so that what is compared is the model."""
+    names = {name for name, origin, _ in vaezoo.registry.MODELS.status() if origin == "vaezoo"}
+    for data in compare.DATA:
+        runs = {}
+        for path in (compare.RESULTS / "variants" / data).glob("*.json"):
+            result = json.loads(path.read_text())
+            runs.setdefault(result["model"], set()).add(result["seed"])
+            assert result["training"]["steps"] == 1687
+            assert result["training"]["images_per_second"] > 0
+        assert runs == {name: set(compare.SEEDS) for name in names}
+
+
+@pytest.mark.parametrize("data", ["mnist", "fashion_mnist", "sprites"])
+def test_leaderboards_say_what_their_files_say(report, data):
+    """Means and standard deviations, computed anew from the JSON, cell by cell."""
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\(models/\w+\.md\) \| (.*) \|$", report.leaderboard(data), re.MULTILINE
+    )
+    assert len(rows) == len({name for name, _ in rows}) == 8
+    for name, row in rows:
+        results = [
+            json.loads(path.read_text())["report"]["metrics"]
+            for path in (RESULTS / "compare" / "variants" / data).glob(f"{name}-seed?.json")
+        ]
+        for metric, text in zip(report.columns(data), row.split(" | "), strict=True):
+            values = [metrics[metric]["value"] for metrics in results if metric in metrics]
+            if not values:
+                assert text == "–"
+                continue
+            mean, spread = [float(number) for number in re.findall(r"-?\d+\.?\d*", text)][:2]
+            assert mean == pytest.approx(statistics.fmean(values), abs=max(spread, 1e-9) / 5, rel=1e-3), (
+                metric
+            )
+            assert spread == pytest.approx(statistics.stdev(values), rel=0.06, abs=1e-12), metric
+
+
+def test_every_table_of_results_can_be_made(report):
+    for name, table in report.TABLES.items():
+        assert "|" in table(), name
+
+
+def test_more_beta_is_less_rate_and_more_distortion():
+    """The curve of the docs falls as theory has it: the rate-distortion function is convex and decreasing."""
+    points = {}
+    for path in (RESULTS / "compare" / "beta").rglob("*.json"):
+        result = json.loads(path.read_text())
+        metrics = result["report"]["metrics"]
+        pair = [metrics[f"likelihood/{name}"]["value"] for name in ("rate", "distortion")]
+        points.setdefault(result["options"]["beta"], []).append(pair)
+    curve = [[statistics.fmean(axis) for axis in zip(*points[beta])] for beta in sorted(points)]
+    rates, distortions = zip(*curve)
+    assert list(rates) == sorted(rates, reverse=True)
+    assert list(distortions) == sorted(distortions)
+    slopes = [
+        (d1 - d0) / (r0 - r1) for (r0, d0), (r1, d1) in pairwise(curve)
+    ]  # nats of distortion for one of rate: near beta, the price that was paid
+    assert slopes == sorted(slopes)
+
+
+def test_larger_codebooks_reconstruct_better():
+    errors = {}
+    for path in (RESULTS / "compare" / "codebook").rglob("*.json"):
+        result = json.loads(path.read_text())
+        errors.setdefault(result["options"]["codes"], []).append(
+            result["report"]["metrics"]["reconstruction/mse"]["value"]
+        )
+    means = [statistics.fmean(errors[codes]) for codes in sorted(errors)]
+    assert means == sorted(means, reverse=True)

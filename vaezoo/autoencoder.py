@@ -87,6 +87,8 @@ class Autoencoder(nn.Module):
         config: the frozen config; with the registered name it is the header of a checkpoint.
         prior: p(z), or None until one is fitted (`vaezoo.fit_prior`).
         paper: where the model comes from.
+        equation: what is minimised for an image x, in LaTeX, for the docs; a subclass has its parent's if it
+            minimises the same.
         default_prior: the prior that `fit_prior` fits when none is named; None where the model has its
             prior from the start, from `make_prior`.
         recipes: options of `vaezoo.train` that go with this model, by the name of the data set ("*": any).
@@ -94,6 +96,7 @@ class Autoencoder(nn.Module):
 
     Config: ClassVar[type[AutoencoderConfig]] = AutoencoderConfig
     paper: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
     default_prior: ClassVar[str | None] = None
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "*": {"lr": 1e-3, "lr_schedule": "cosine", "batch_size": 128, "epochs": 20}

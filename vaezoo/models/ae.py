@@ -38,6 +38,7 @@ class AE(Autoencoder):
     """
 
     paper = "Hinton & Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks, Science 2006"
+    equation = r"-\log p(x \mid z), \qquad z = f(x)"
     default_prior: ClassVar[str | None] = "gaussian_mixture"
 
     class Config(AutoencoderConfig):

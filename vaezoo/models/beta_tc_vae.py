@@ -41,6 +41,12 @@ class BetaTCVAE(VAE):
         "arXiv:1802.04942"
     )
 
+    equation = (
+        r"-\mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] + \alpha\, I(x; z) "
+        r"+ \beta\, \mathrm{KL}\left(q(z) \,\middle\|\, \textstyle\prod_d q(z_d)\right) "
+        r"+ \gamma \sum_d \mathrm{KL}\left(q(z_d) \,\|\, p(z_d)\right)"
+    )
+
     class Config(VAE.Config):
         alpha: float = Field(1.0, ge=0, description="weight of the mutual information")
         beta: float = Field(6.0, ge=0, description="weight of the total correlation")

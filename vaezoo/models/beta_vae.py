@@ -24,6 +24,11 @@ class BetaVAE(VAE):
         "Burgess et al., Understanding disentangling in beta-VAE, 2018, arXiv:1804.03599"
     )
 
+    equation = (
+        r"-\mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] "
+        r"+ \beta \left| \mathrm{KL}\left(q(z \mid x) \,\|\, p(z)\right) - C(t) \right|"
+    )
+
     class Config(VAE.Config):
         beta: float = Field(4.0, ge=0, description="weight of the rate; 1 is the VAE")
         capacity: float = Field(0.0, ge=0, description="final capacity C in nats; 0: no capacity schedule")

@@ -37,6 +37,11 @@ class FactorVAE(VAE):
     """
 
     paper = "Kim & Mnih, Disentangling by Factorising, ICML 2018, arXiv:1802.05983"
+    equation = (
+        r"-\mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] "
+        r"+ \mathrm{KL}\left(q(z \mid x) \,\|\, p(z)\right) "
+        r"+ \gamma\, \mathbb{E}_{q(z)}\left[\log \frac{D(z)}{1 - D(z)}\right]"
+    )
     recipes = {
         # Kim & Mnih 2018, appendix A, for the discriminator; the schedule goes for both groups.
         "*": {**VAE.recipes["*"], "groups": {"discriminator": {"lr": 1e-4, "betas": (0.5, 0.9)}}}

@@ -24,6 +24,10 @@ class VAE(AE):
     """
 
     paper = "Kingma & Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114"
+    equation = (
+        r"-\mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] "
+        r"+ \mathrm{KL}\left(q(z \mid x) \,\|\, p(z)\right)"
+    )
     default_prior = None
     # A falling learning rate keeps latent dimensions from becoming active: after four epochs of Fashion-MNIST
     # 250.1 nats per image against 247.3, medians of three seeds.

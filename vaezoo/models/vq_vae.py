@@ -45,6 +45,10 @@ class VQVAE(Autoencoder):
         "van den Oord, Vinyals & Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017, "
         "arXiv:1711.00937"
     )
+    equation = (
+        r"-\log p(x \mid z_q) + \left\| \mathrm{sg}[z_e] - e \right\|^2 "
+        r"+ \beta \left\| z_e - \mathrm{sg}[e] \right\|^2"
+    )
     default_prior = "transformer"
 
     class Config(AutoencoderConfig):

@@ -25,6 +25,11 @@ class VQVAE2(VQVAE):
         "NeurIPS 2019, arXiv:1906.00446"
     )
 
+    equation = (
+        r"-\log p(x \mid z_q^1, \ldots, z_q^L) + \sum_{l=1}^{L} \left\| \mathrm{sg}[z_e^l] - e^l \right\|^2 "
+        r"+ \beta \left\| z_e^l - \mathrm{sg}[e^l] \right\|^2"
+    )
+
     class Config(VQVAE.Config):
         levels: int = Field(
             2, ge=2, le=8, description="number of code grids, each half as wide as the next finer"
