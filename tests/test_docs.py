@@ -222,7 +222,7 @@ def test_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
-    pytest.importorskip("mkdocs_gen_files", reason="mkdocs-gen-files is not installed")
+    pytest.importorskip("mkdocs_static_i18n", reason="mkdocs-static-i18n is not installed")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Not --quiet: what is not logged is not counted as a warning.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
