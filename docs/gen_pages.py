@@ -1,7 +1,7 @@
 """Pages and tables that are made from the registries, so that the docs cannot drift from the code.
 
-mkdocs-gen-files runs this file. It writes one page for each model and one for each other registry, fills
-the places `<!-- table: NAME -->` of the pages written by hand, and completes the navigation.
+A hook of mkdocs. It makes one page for each model and one for each other registry, fills the places
+`<!-- table: NAME -->` of the pages written by hand, and completes the navigation.
 """
 
 from __future__ import annotations
@@ -409,21 +409,34 @@ def complete(nav: list[Any], generated: dict[str, tuple[str, str]]) -> list[Any]
     return result
 
 
-def main() -> None:
-    import mkdocs_gen_files
+# --- Hooks, which mkdocs calls for the site in each language ----------------------------------------------
 
-    generated = pages()
-    for path, (_, text) in generated.items():
-        with mkdocs_gen_files.open(path, "w") as file:
-            file.write(text)
-    for page in sorted(DOCS.glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        if filled(text) != text:
-            with mkdocs_gen_files.open(page.name, "w") as file:
-                file.write(filled(text))
-    config = mkdocs_gen_files.config
-    config["nav"] = complete(config["nav"], generated)
+GENERATED: dict[str, tuple[str, str]] = {}
 
 
-if __name__ == "<run_path>":  # the name under which mkdocs-gen-files runs a script
-    main()
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the generated pages to the files and to the navigation.
+
+    They are said to lie in the docs folder, where nothing is written: mkdocs-static-i18n takes no others.
+    """
+    from mkdocs.structure.files import File
+
+    GENERATED.update(pages())
+    for path in GENERATED:
+        files.append(File(path, config.docs_dir, config.site_dir, config.use_directory_urls))
+    config.nav = complete(config.nav, GENERATED)
+    return files
+
+
+def on_page_read_source(page: Any, config: Any) -> str | None:
+    """The text of a generated page; None has mkdocs read the file."""
+    return GENERATED[page.file.src_uri][1] if page.file.src_uri in GENERATED else None
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    return filled(markdown)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """One 404 page for all languages, the English one: without text, mkdocs writes no page."""
+    return "" if template_name == "404.html" and config.theme["language"] != "en" else output_content

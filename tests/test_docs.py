@@ -27,7 +27,9 @@ if not (ROOT / "mkdocs.yml").is_file():
     pytest.skip("the docs are not part of an installed package", allow_module_level=True)
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+KOREAN = [path for path in PAGES if path.name.endswith(".ko.md")]
+by_path = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
+page = pytest.mark.parametrize("page", PAGES, **by_path)
 
 SNIPPET = re.compile(r'^--8<-- "([^":]+):(\w+)"$', re.MULTILINE)
 BLOCK = re.compile(
@@ -188,6 +190,25 @@ def test_links_lead_to_files(page: Path, gen_pages: ModuleType) -> None:
         assert path in generated or (page.parent / path).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", KOREAN, **by_path)
+def test_korean_page_says_what_the_english_one_says(page: Path) -> None:
+    """As far as it can be told without reading: code but for its comments, pictures, links, and headings."""
+    korean, english = text_of(page), text_of(page.with_name(page.name.replace(".ko.", ".")))
+
+    def python(text: str) -> list[tuple[str, str | None]]:
+        return [(ast.dump(ast.parse(code)), needs) for code, needs in blocks(text, "python")]
+
+    def prose(text: str) -> str:
+        return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+    assert python(korean) == python(english)
+    assert blocks(korean, "console") == blocks(english, "console")
+    for pattern in (r"!\[[^]]+\]\((.*?)\)", r"^(#+) ", r"<!-- table: (\w+) -->"):  # all in the same order
+        found, expected = (re.findall(pattern, prose(text), re.MULTILINE) for text in (korean, english))
+        assert found == expected
+    assert {*re.findall(r"\]\((.*?)\)", prose(english))} <= {*re.findall(r"\]\((.*?)\)", prose(korean))}
+
+
 def test_correctness_names_tests_that_exist() -> None:
     text = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")
     file, count = None, 0
@@ -222,7 +243,7 @@ def test_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
-    pytest.importorskip("mkdocs_gen_files", reason="mkdocs-gen-files is not installed")
+    pytest.importorskip("mkdocs_static_i18n", reason="mkdocs-static-i18n is not installed")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Not --quiet: what is not logged is not counted as a warning.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
@@ -232,5 +253,11 @@ def test_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     pages = list((tmp_path / "site").rglob("*.html"))
     for name in BUILTIN:
         assert tmp_path / "site" / "models" / name / "index.html" in pages
+    for path, language in (("tutorial", "en"), ("ko/tutorial", "ko"), ("ko/models/vae", "ko")):
+        html = (tmp_path / "site" / path / "index.html").read_text(encoding="utf-8")
+        assert f'<html lang="{language}"' in html
+    home = (tmp_path / "site" / "ko" / "index.html").read_text(encoding="utf-8")
+    assert "<!-- table" not in home
+    assert 'href="models/vae/"' in home
     for html in pages:
         assert not FETCHED.search(html.read_text(encoding="utf-8")), f"{html} fetches from elsewhere"
