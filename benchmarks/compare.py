@@ -32,6 +32,11 @@ from vaezoo.run import STATE
 RESULTS = Path(__file__).parent / "results" / "compare"
 PICTURES = Path(__file__).parents[1] / "docs" / "assets" / "gallery"
 COLUMNS = 12
+#: What is drawn of the first seed, by study.
+DRAWN = {
+    "variants": ("reconstructions", "samples", "traversals", "interpolations"),
+    "beta": ("reconstructions", "samples"),
+}
 
 #: As many training images of each, so that an epoch has as many steps.
 DATA: dict[str, dict[str, Any]] = {
@@ -80,7 +85,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "vq_vae2": (CODES, PRIOR),
 }
 BETAS = (0.1, 0.3, 1, 2, 4, 8, 16)
-LATENT_DIMS = (2, 5, 10, 20, 50, 100)
+LATENT_DIMS = (2, 10, 20, 50, 100)
 CODEBOOKS = (4, 16, 64, 256, 1024)
 
 
@@ -166,8 +171,8 @@ def run(cell: Cell, data: ImageData, folder: Path) -> dict[str, Any]:
     axes = ["reconstruction", "likelihood", "sampling", "latents"]
     axes += ["disentanglement"] if data.factors else []
     report = vaezoo.evaluate(model, data, axes=axes, seed=cell.seed, **EVALUATION)
-    if cell.study == "variants" and cell.seed == SEEDS[0]:
-        draw(model, data, PICTURES / cell.data, cell)
+    if cell.study in DRAWN and cell.seed == SEEDS[0]:
+        draw(model, data, cell)
     return {
         "study": cell.study,
         "model": cell.model,
@@ -198,18 +203,19 @@ def once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def draw(model: Any, data: ImageData, folder: Path, cell: Cell) -> None:
+def draw(model: Any, data: ImageData, cell: Cell) -> None:
     """The same test images for every model; samples are not selected."""
     many = data.test.subset(20 * COLUMNS, 0).batch(torch.arange(20 * COLUMNS))
     x = many[:COLUMNS]
     pictures = {
-        "reconstructions": reconstructions(model, x, COLUMNS, errors=False),
-        "samples": samples(model, 2 * COLUMNS, 0, COLUMNS),
-        "traversals": traversals(model, many, 4, COLUMNS - 1),
-        "interpolations": interpolations(model, x[:6], COLUMNS - 1),
+        "reconstructions": lambda: reconstructions(model, x, COLUMNS, errors=False),
+        "samples": lambda: samples(model, 2 * COLUMNS, 0, COLUMNS),
+        "traversals": lambda: traversals(model, many, 4, COLUMNS - 1),
+        "interpolations": lambda: interpolations(model, x[:6], COLUMNS - 1),
     }
-    for name, picture in pictures.items():
-        save_grid(picture, folder / f"{cell.model}-{name}.png")
+    folder = PICTURES / (cell.data if cell.study == "variants" else cell.study)
+    for name in DRAWN[cell.study]:
+        save_grid(pictures[name](), folder / f"{cell.label or cell.model}-{name}.png")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]]
     "beta_vae/fashion_mnist": ({}, {}, None),
     "conv_vae/fashion_mnist": ({"network_options": {"hidden": 64}}, {"epochs": 8}, None),
     "vq_vae/fashion_mnist": ({}, {}, {"width": 64, "epochs": 8}),
-    "vq_vae2/fashion_mnist": ({"codes": 128}, {"epochs": 4}, {"width": 64, "dropout": 0.0, "epochs": 10}),
+    "vq_vae2/fashion_mnist": (
+        {"codes": 128, "channels": 32, "residual_channels": 16},
+        {"epochs": 3, "batch_size": 64},
+        {"width": 48, "depth": 3, "dropout": 0.0, "epochs": 3, "batch_size": 64},
+    ),
     "beta_tc_vae/sprites": ({"network": "conv"}, {"epochs": 1, "batch_size": 64}, None),
 }
 

@@ -312,10 +312,10 @@ KINDS = {
 }
 
 
-def pictures(data: str, name: str, kinds: Iterable[str] = KINDS, above: str = "") -> str:
-    """Pictures of a model of the leaderboards."""
+def pictures(folder: str, name: str, kinds: Iterable[str] = KINDS, above: str = "") -> str:
+    """Pictures of a model: of the leaderboards, in the folder of the data set, or of a study."""
     return "\n\n".join(
-        f"![{KINDS[kind]}]({above}assets/gallery/{data}/{name}-{kind}.png){{ .gallery }}" for kind in kinds
+        f"![{KINDS[kind]}]({above}assets/gallery/{folder}/{name}-{kind}.png){{ .gallery }}" for kind in kinds
     )
 
 
@@ -470,9 +470,21 @@ def priors_table(data: str) -> str:
     return markdown_table(header, rows)
 
 
+def beta_pictures() -> str:
+    """Reconstructions and samples of the beta-VAE by beta."""
+    rows = []
+    for label in sorted(cells("beta", "fashion_mnist"), key=lambda label: float(label.partition("-")[2])):
+        rows.append([label.partition("-")[2], *(pictures("beta", label, [kind]) for kind in BETA_KINDS)])
+    return markdown_table(("β", *BETA_KINDS), rows)
+
+
+BETA_KINDS = ("reconstructions", "samples")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"leaderboard_{data}": lambda data=data: leaderboard(data) for data in DATA},
     **{f"gallery_{data}": lambda data=data: gallery(data) for data in DATA},
+    "beta_pictures": beta_pictures,
     "budget": budget,
     "cost": cost,
     "rate_distortion": rate_distortion_table,
