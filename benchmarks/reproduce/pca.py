@@ -1,8 +1,8 @@
-"""A linear autoencoder reaches the test error of PCA (Bourlard & Kamp 1988; Baldi & Hornik 1989), and one with
-hidden layers beats it, on Fashion-MNIST with pixels in [0, 1].
+"""A linear autoencoder reaches the test error of PCA (Bourlard & Kamp 1988; Baldi & Hornik 1989), and one
+with hidden layers beats it, on Fashion-MNIST with pixels in [0, 1].
 
-The squared error is what a Gaussian with a fixed standard deviation trains. PCA is that of the very images that
-the autoencoders train on. What is done is not done again, and what was interrupted goes on:
+The squared error is what a Gaussian with a fixed standard deviation trains. PCA is that of the very images
+that the autoencoders train on. What is done is not done again, and what was interrupted goes on:
 
     python benchmarks/reproduce/pca.py
 """

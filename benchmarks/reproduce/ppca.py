@@ -1,4 +1,5 @@
-"""A linear VAE reaches the maximum likelihood of probabilistic PCA (Tipping & Bishop 1999; Lucas et al. 2019).
+"""A linear VAE reaches the maximum likelihood of probabilistic PCA (Tipping & Bishop 1999; Lucas et al.
+2019).
 
 With a linear decoder, one learned standard deviation and a linear encoder, the largest ELBO is the largest
 log-likelihood, which the eigenvalues of the training images' covariance give in closed form. `vaezoo.train`
@@ -76,8 +77,8 @@ class Moments:
         self.eigenvalues, self.axes = values.flip(0), vectors.flip(1)
 
     def optimum(self, latents: int, variance: float | None = None) -> dict[str, float]:
-        """The largest mean log-likelihood of the training images, and that of the test images there. Without a
-        variance also the best variance, the mean of the eigenvalues that are left out."""
+        """The largest mean log-likelihood of the training images, and that of the test images there.
+        Without a variance, also the best one: the mean of the eigenvalues that are left out."""
         kept = latents
         if variance is None:
             variance = self.eigenvalues[latents:].mean().item()
@@ -222,7 +223,7 @@ def main() -> None:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result["runs"][f"{latents}"], indent=1), flush=True)
     if args.fixed_epochs:
-        # The widest gap (in logarithms) between eigenvalues that leaves at least a quarter of the latents off.
+        # The widest gap between eigenvalues, by their ratio, that leaves at least a quarter of latents off.
         ratios = moments.eigenvalues[4 : FIXED * 3 // 4] / moments.eigenvalues[5 : FIXED * 3 // 4 + 1]
         kept = 5 + int(ratios.argmax())
         variance = (moments.eigenvalues[kept - 1] * moments.eigenvalues[kept]).sqrt().item()
