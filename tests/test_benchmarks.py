@@ -107,7 +107,7 @@ def test_a_linear_vae_and_the_maximum_likelihood_of_ppca():
 
 
 def test_a_linear_autoencoder_and_pca():
-    """Baldi & Hornik 1989: no linear map beats PCA on the images it is of, and one with hidden layers does."""
+    """Baldi & Hornik 1989: no linear map beats PCA on its own images, and one with hidden layers does."""
     result = json.loads((RESULTS / "pca.json").read_text())
     assert result["runs"].keys() == result["targets"].keys()
     for latents, run in result["runs"].items():
