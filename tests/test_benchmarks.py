@@ -85,6 +85,57 @@ def test_the_runs_on_fashion_mnist_had_the_published_model_and_training():
     assert result["data"]["binarize"] == "dynamic"
 
 
+def test_a_linear_vae_and_the_maximum_likelihood_of_ppca():
+    """Tipping & Bishop 1999, Lucas et al. 2019: no ELBO is above the maximum, and matched is within 1 nat."""
+    result = json.loads((RESULTS / "ppca.json").read_text())
+    assert result["data"]["sizes"]["train"] == 60_000
+    assert result["targets"].keys() <= result["runs"].keys()
+    for name, run in result["runs"].items():
+        best, elbo, missing, parts = (run[key] for key in ("optimum", "elbo", "missing", "missing_parts"))
+        assert run["active_units"] <= run["latents"]
+        assert missing == pytest.approx({split: best[split] - elbo[split] for split in elbo})
+        assert sum(parts.values()) == pytest.approx(missing["train"], abs=1e-6)
+        assert min(parts.values()) > -1e-6, "a part of what is missing cannot be negative"
+        assert missing["train"] >= 0, "above the maximum likelihood"
+        within = all(nats <= result["tolerance"] for nats in missing.values())
+        assert run["matched"] == (within and run["active_units"] == best["active_units"])
+        drawn = run["drawn_elbo - elbo"]
+        assert abs(drawn["value"]) < 4 * drawn["se"], "the model's own ELBO is another"
+        bound = run["log_likelihood - bound"]
+        assert bound["value"] > -3 * bound["se"], "the importance-weighted bound is above the likelihood"
+        assert bound["value"] < missing["train"] + 3 * bound["se"], "the bound is below the ELBO"
+        if name in result["targets"]:
+            assert run["latents"] == best["active_units"] == int(name)
+            for split, published in result["targets"][name].items():
+                assert best[split] == pytest.approx(published, abs=0.01)
+    assert result["runs"]["16"]["matched"]
+
+
+def test_a_linear_autoencoder_and_pca():
+    """Baldi & Hornik 1989: no linear map beats PCA on its own images, and one with hidden layers does."""
+    result = json.loads((RESULTS / "pca.json").read_text())
+    assert result["runs"].keys() == result["targets"].keys()
+    for latents, run in result["runs"].items():
+        pca, linear, nonlinear = run["pca"], run["linear"]["value"], run["nonlinear"]["value"]
+        assert pca == pytest.approx(result["targets"][latents], rel=2e-3)
+        assert run["linear / pca - 1"] == pytest.approx(linear / pca - 1)
+        assert abs(linear / pca - 1) < result["tolerance"]
+        assert nonlinear < min(linear, pca)
+        assert run["matched"]
+
+
+def test_the_list_of_published_numbers_gives_a_result_or_a_reason():
+    claims = json.loads((RESULTS.parent / "published.json").read_text(encoding="utf-8"))
+    for claim in claims:
+        assert ("why" in claim) != ("results" in claim), claim["paper"]
+        for name in claim.get("results", []):
+            assert (RESULTS / f"{name}.json").is_file()
+            assert (RESULTS.parents[1] / claim["command"].split()[1]).is_file()
+    listed = {name for claim in claims for name in claim.get("results", [])}
+    reproduced = {path.stem for path in (RESULTS.parent / "reproduce").glob("*.py")}
+    assert reproduced <= listed
+
+
 def test_cached_sampling_is_ten_times_as_fast_as_naive_sampling():
     result = json.loads((RESULTS / "sampling_speed.json").read_text())
     assert result["grid"] == 16
