@@ -1,7 +1,7 @@
 """Formulas: `$...$` in a line and `$$...$$` on their own, as MathML that is made when the docs are built.
 
-mkdocs runs this file as a hook. pymdownx.arithmatex finds the formulas, in the docstrings too; here they become
-MathML, which browsers draw by themselves: no script, no font, and nothing to fetch from elsewhere.
+mkdocs runs this file as a hook. pymdownx.arithmatex finds the formulas, in the docstrings too; here they
+become MathML, which browsers draw by themselves: no script, no font, nothing to fetch from elsewhere.
 """
 
 from __future__ import annotations
