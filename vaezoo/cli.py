@@ -1,4 +1,5 @@
 """The command line. torch is imported only by the commands that need it, so that --help is instant."""
+# PYTHON_ARGCOMPLETE_OK
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 OPTIONS_HELP = (
     "key=value options of the model, of the training and, as data.key=value, of the data: "
     "beta=4 latent_dim=10 clip=1 data.size=32; lists with commas or as JSON"
+)
+
+#: Names that --features takes: those of evaluation/features.py, which takes torch to import.
+COMPLETED_FEATURES = (
+    "auto",
+    "pixels",
+    "mnist",
+    "fashion_mnist",
+    "sprites",
+    "inception",
+    "dinov2",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "dinov2_vitl14",
 )
 
 
@@ -475,8 +490,27 @@ def seed_list(text: str) -> list[int]:
     return [at_least(0)(part) for part in text.split(",")]
 
 
+def completed(action: argparse.Action, names: Callable[[], Iterable[str]], files: bool = False) -> None:
+    """Say what argcomplete offers for a word: names, or files where none of the names begins like it."""
+
+    def completer(prefix: str, **_: Any) -> Iterable[str]:
+        from argcomplete import FilesCompleter
+
+        found = [name for name in names() if name.startswith(prefix)]
+        return found if found or not files else FilesCompleter()(prefix)
+
+    action.completer = completer  # type: ignore[attr-defined]
+
+
+def fitted_priors(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What argcomplete offers for --prior after a run: the priors that it holds."""
+    run = Path(parsed_args.run)
+    return [path.stem for path in ((run if run.is_dir() else run.parent) / "priors").glob("*.safetensors")]
+
+
 def make_parser() -> Parser:
     from vaezoo import __version__
+    from vaezoo.registry import DATASETS, MODELS, PRIORS
 
     parser = Parser(prog="vaezoo", description="A model zoo of variational autoencoders.")
     parser.add_argument("--version", action="version", version=f"vaezoo {__version__}")
@@ -488,12 +522,19 @@ def make_parser() -> Parser:
         return command
 
     def add_device(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one")
+        device = command.add_argument(
+            "--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one"
+        )
+        completed(device, lambda: ("cpu", "cuda"))
 
     def add_data(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--data", help="name of a data set, or a path to images")
+        data = command.add_argument("--data", help="name of a data set, or a path to images")
+        completed(data, DATASETS.names, files=True)
         command.add_argument("--binarize", choices=("none", "static", "dynamic"), help="Bernoulli pixels")
         add_device(command)
+
+    def add_options(command: argparse.ArgumentParser, text: str) -> None:
+        completed(command.add_argument("options", nargs="*", help=text), tuple)  # no names, and no files
 
     def add_training(command: argparse.ArgumentParser) -> None:
         command.add_argument("--epochs", type=at_least(1), help="passes over the training images")
@@ -502,20 +543,25 @@ def make_parser() -> Parser:
         command.add_argument("--seed", type=at_least(0), help="seed of the data's order and of all noise")
 
     def add_prior(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
+        prior = command.add_argument(
             "--prior", metavar="NAME", help="one of the run's priors; default: the one that was fitted last"
         )
+        prior.completer = fitted_priors  # type: ignore[attr-defined]
 
     command = add("list", command_list, "List the models, plug-ins included.")
-    command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+    pattern = command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+    completed(pattern, MODELS.names)
     command.add_argument("--pretrained", action="store_true", help="list the trained weights")
 
     command = add("info", command_info, "Describe a model, or print the header of a run.")
-    command.add_argument("name", help="name of a model, or path of a run (./vae is a path, vae a model)")
+    model = command.add_argument(
+        "name", help="name of a model, or path of a run (./vae is a path, vae a model)"
+    )
+    completed(model, MODELS.names, files=True)
 
     command = add("train", command_train, "Train a model.")
-    command.add_argument("model", nargs="?", help="name of a model")
-    command.add_argument("options", nargs="*", help=OPTIONS_HELP)
+    completed(command.add_argument("model", nargs="?", help="name of a model"), MODELS.names)
+    add_options(command, OPTIONS_HELP)
     add_data(command)
     add_training(command)
     command.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
@@ -536,15 +582,16 @@ def make_parser() -> Parser:
 
     command = add("fit-prior", command_fit_prior, "Fit a prior to a trained model's latents.")
     command.add_argument("run", help="run folder")
-    command.add_argument("options", nargs="*", help="key=value options of the prior and of its training")
-    command.add_argument("--prior", help="name of the prior; default: the model's own")
+    add_options(command, "key=value options of the prior and of its training")
+    prior = command.add_argument("--prior", help="name of the prior; default: the model's own")
+    completed(prior, PRIORS.names)
     command.add_argument("--resume", action="store_true", help="go on with an interrupted fit")
     add_data(command)
     add_training(command)
 
     command = add("evaluate", command_evaluate, "Measure a trained model.")
     command.add_argument("run", help="run folder or .safetensors file")
-    command.add_argument("options", nargs="*", help="data.key=value options of the data")
+    add_options(command, "data.key=value options of the data")
     command.add_argument("--split", choices=("train", "validation", "test"), default="test")
     command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
     command.add_argument(
@@ -554,12 +601,13 @@ def make_parser() -> Parser:
     command.add_argument(
         "--annealing", type=at_least(0), default=0, help="images for annealed importance sampling (slow)"
     )
-    command.add_argument(
+    features = command.add_argument(
         "--features",
         default="auto",
         help="what images are compared in: mnist, fashion_mnist, sprites, pixels, inception, dinov2; "
         "default: the first three for their data, else pixels",
     )
+    completed(features, lambda: COMPLETED_FEATURES)
     command.add_argument(
         "--protocol",
         choices=("quick", "locatello2019"),
@@ -605,7 +653,7 @@ def make_parser() -> Parser:
         command = add(name, draw, text)
         command.set_defaults(prior=None)  # neither depends on it
         command.add_argument("run", help="run folder or .safetensors file")
-        command.add_argument("options", nargs="*", help="data.key=value options of the data")
+        add_options(command, "data.key=value options of the data")
         command.add_argument("--rows", type=at_least(1), default=10, help="rows of the grid")
         command.add_argument("--steps", type=at_least(2), default=11, help="images in a row")
         command.add_argument("--seed", type=at_least(0), default=0, help="seed of the choice of images")
@@ -633,19 +681,21 @@ def make_parser() -> Parser:
         "Train and evaluate several models, or take finished runs, and print one table.",
     )
     command.set_defaults(options=[])
-    command.add_argument(
+    models = command.add_argument(
         "models",
         nargs="+",
         metavar="model",
         help="names of models, then key=value options; or folders of evaluated runs",
     )
+    completed(models, MODELS.names, files=True)
     command.add_argument(
         "--epochs", type=at_least(1), help="passes over the training images, for every model"
     )
     command.add_argument("--seeds", type=seed_list, help="of training and evaluation: 0,1,2 (default: 0)")
-    command.add_argument(
+    baseline = command.add_argument(
         "--baseline", help="what to compare the others with; default: the best, metric by metric"
     )
+    completed(baseline, MODELS.names, files=True)
     command.add_argument("--out", default="runs/compare", help="folder for runs, report and pictures")
     add_data(command)
     return parser
@@ -654,6 +704,10 @@ def make_parser() -> Parser:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with the words that follow a flag, which argparse leaves over."""
     parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may stand at the cursor
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)  # answers and exits
     args, words = parser.parse_known_args(arguments)
     flags = [word for word in words if word.startswith("-")]
     if flags or (words and not hasattr(args, "options")):
