@@ -43,8 +43,8 @@ COMPLETED_FEATURES = (
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, exit code 2."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+    def error(self, message: str, command: str = "") -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {' '.join((self.prog, *command.split()))} --help)\n")
 
 
 def parse_value(text: str) -> Any:
@@ -100,16 +100,34 @@ def load_recorded(
     return load_images(data["name"], options, device, binarize or data.get("binarize"), **recorded)
 
 
+def run_file(run: str) -> Path:
+    """The weights of a run; where there are none, the error says which runs are near."""
+    from vaezoo.checkpoint import WEIGHTS, weights_file
+    from vaezoo.errors import CheckpointError
+
+    path = weights_file(run)
+    if not path.exists():
+        folders = dict.fromkeys((Path(run), Path(run).parent, Path("runs")))
+        runs = sorted({str(file.parent) for folder in folders for file in folder.glob(f"*/{WEIGHTS}")})
+        hint = (
+            f"runs near it: {', '.join(runs[:9])}"
+            if runs
+            else "vaezoo train writes one to the folder of --out"
+        )
+        raise CheckpointError(f"no checkpoint at {path}; {hint}")
+    return path
+
+
 def load_run(args: argparse.Namespace, prior: str | None = None) -> tuple[Autoencoder, ImageData]:
     """The model of a run, or with one of its priors, and its data: those it was trained on, or of --data."""
-    from vaezoo.checkpoint import load, read_header, weights_file
+    from vaezoo.checkpoint import load, read_header
     from vaezoo.trainer import check_shape, resolve_device
 
     options = parse_options(args.options)
     data_options = below(options, "data")
     if options:
         raise VaezooError(f"'{next(iter(options))}' is not an option here: only data.key=value are")
-    path = weights_file(args.run)
+    path = run_file(args.run)
     model = load(path, resolve_device(args.device), prior=prior)
     if args.data is not None:
         data = load_images(args.data, data_options, args.device, args.binarize)
@@ -185,6 +203,8 @@ def command_info(args: argparse.Namespace) -> None:
         )
     )
     print(f"\nTrained weights: {', '.join(about['pretrained']) or 'none'}")
+    for data in about["pretrained"][:1]:
+        print(f'vaezoo.create("{args.name}", pretrained="{data}"); on the command line, train --init {data}')
     for data, recipe in about["recipes"].items():
         print(f"\nRecipe on {'any data' if data == '*' else data}: {recipe}")
 
@@ -201,7 +221,8 @@ def command_train(args: argparse.Namespace) -> None:
         return resume_training(args)
     if args.model is None or args.data is None:
         raise VaezooError(
-            "train needs a model and --data, or --resume RUN: vaezoo train vae --data fashion_mnist"
+            "train needs a model and --data, or --resume RUN: "
+            f"vaezoo train {args.model or 'vae'} --data digits"
         )
     options = parse_options(args.options)
     data_options = below(options, "data")
@@ -304,6 +325,8 @@ def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
     )
     if needs_prior:
         print(f"To sample from it, fit its prior: vaezoo fit-prior {out}")
+    else:
+        print(f"Look at it: vaezoo sample {out}; measure it: vaezoo evaluate {out}")
 
 
 def command_fit_prior(args: argparse.Namespace) -> None:
@@ -363,13 +386,13 @@ def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[a
 
 
 def draw_samples(args: argparse.Namespace) -> Any:
-    from vaezoo.checkpoint import load, weights_file
+    from vaezoo.checkpoint import load
     from vaezoo.plots import samples
     from vaezoo.trainer import resolve_device
 
     given = {name: getattr(args, name) for name in ("labels", "temperature", "guidance", "top_k", "top_p")}
     options = {name: value for name, value in given.items() if value is not None}
-    model = load(weights_file(args.run), resolve_device(args.device), prior=args.prior)
+    model = load(run_file(args.run), resolve_device(args.device), prior=args.prior)
     return samples(model, args.n, args.seed, **options)
 
 
@@ -395,12 +418,13 @@ def first_images(data: ImageData, n: int, seed: int) -> Any:
 
 
 def command_export(args: argparse.Namespace) -> None:
-    from vaezoo.checkpoint import load, weights_file
+    from vaezoo.checkpoint import load
     from vaezoo.exporting import export
     from vaezoo.trainer import resolve_device
 
-    model = load(weights_file(args.run), resolve_device(args.device))
-    for file in export(model, args.out or weights_file(args.run).parent, args.format).values():
+    path = run_file(args.run)
+    model = load(path, resolve_device(args.device))
+    for file in export(model, args.out or path.parent, args.format).values():
         print(file)
 
 
@@ -711,7 +735,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args, words = parser.parse_known_args(arguments)
     flags = [word for word in words if word.startswith("-")]
     if flags or (words and not hasattr(args, "options")):
-        parser.error(f"{args.command} does not know {' '.join(flags or words)}")
+        models = args.command in ("train", "compare")
+        hint = "; options of models are written key=value, such as beta=4" if models else ""
+        parser.error(f"{args.command} does not know {' '.join(flags or words)}{hint}", args.command)
     if args.command == "compare":
         words = args.models + words
         args.models = [word for word in words if "=" not in word]
