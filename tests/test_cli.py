@@ -191,7 +191,7 @@ def test_words_of_the_other_commands():
         ("info vaee", "unknown model 'vaee'; did you mean 'vae'?"),
         ("info runs/nope", "no checkpoint at runs/nope/model.safetensors"),
         ("train", "train needs a model and --data"),
-        ("train vae", "train needs a model and --data"),
+        ("train vae", "train needs a model and --data, or --resume RUN: vaezoo train vae --data digits"),
         ("train vaee --data digits", "unknown model 'vaee'; did you mean 'vae'?"),
         ("train vae bta=4 --data digits", "unknown option of model vae or of training 'bta'"),
         ("train vae beta --data digits", "'beta' is not an option: write key=value"),
@@ -211,11 +211,12 @@ def test_words_of_the_other_commands():
         ("train vae --data digits --batch-size 0", "--batch-size: '0' is not"),
         ("train vae --data digits --seed -1", "--seed"),
         ("train vae --data digits --epoch 3 --wrong", "does not know --wrong"),
+        ("train vae --data digits --beta 4", "written key=value, such as beta=4 (see vaezoo train --help)"),
         ("train --resume no/such/run", "no run in no/such/run"),
         ("train --resume x --lr 3", "'lr' cannot be given"),
         ("train --resume x beta=3", "'beta=3' cannot be given"),
         ("conv_vae", "invalid choice"),
-        ("evaluate no/such/run", "no checkpoint at no/such/run/model.safetensors"),
+        ("evaluate no/such/run", "no checkpoint at no/such/run/model.safetensors; vaezoo train writes one"),
         ("sample no/such/run", "no checkpoint at no/such/run/model.safetensors"),
         ("sample", "required: run"),
         ("compare ae", "required: --data"),
@@ -237,6 +238,33 @@ def test_wrong_input_gets_one_line(line, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in refused(capsys, *line.split())
     assert list(tmp_path.iterdir()) == [], "a wrong command line left something behind"
+
+
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(ae, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(ae.parent)
+    assert "no checkpoint at vae/model.safetensors; runs near it: ae" in refused(capsys, "sample", "vae")
+    monkeypatch.chdir(tmp_path)
+    assert f"runs near it: {ae}" in refused(capsys, "evaluate", ae.parent / "nothing")
+    (tmp_path / "runs").symlink_to(ae.parent)  # where train writes to unless it is told otherwise
+    assert "runs near it: runs/ae" in refused(capsys, "export", "ae")
+
+
+def test_training_says_what_to_do_next(images, tmp_path, capsys):
+    for model, then in (("vae", "vaezoo evaluate"), ("ae", "vaezoo fit-prior")):
+        out = tmp_path / model
+        assert (
+            run("train", model, *SMALL, "--data", images, "--epochs", 1, "--batch-size", 32, "--out", out)
+            == 0
+        )
+        assert f"{then} {out}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_data_that_are_not_there_say_how_to_get_them(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("VAEZOO_DATA", str(tmp_path))
+    said = refused(capsys, "train", "vae", "--data", name)
+    assert "pass download=True (on the command line: data.download=true)" in said
+    assert said.lower().count("download=true") == 2
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_commands_parse(page: Path) -> None:
     """Lines of console blocks that call vaezoo, with their models, options and data; and make's targets."""
     for code, _ in blocks(text_of(page), "console"):
         for line in code.splitlines():
-            program, *words = shlex.split(line)
+            program, *words = shlex.split(line, comments=True) or [""]
             if program == "make":
                 assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
             if program == "vaezoo":

@@ -1,4 +1,5 @@
 """The command line. torch is imported only by the commands that need it, so that --help is instant."""
+# PYTHON_ARGCOMPLETE_OK
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,12 +25,26 @@ OPTIONS_HELP = (
     "beta=4 latent_dim=10 clip=1 data.size=32; lists with commas or as JSON"
 )
 
+#: Names that --features takes: those of evaluation/features.py, which takes torch to import.
+COMPLETED_FEATURES = (
+    "auto",
+    "pixels",
+    "mnist",
+    "fashion_mnist",
+    "sprites",
+    "inception",
+    "dinov2",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "dinov2_vitl14",
+)
+
 
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, exit code 2."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+    def error(self, message: str, command: str = "") -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {' '.join((self.prog, *command.split()))} --help)\n")
 
 
 def parse_value(text: str) -> Any:
@@ -85,16 +100,34 @@ def load_recorded(
     return load_images(data["name"], options, device, binarize or data.get("binarize"), **recorded)
 
 
+def run_file(run: str) -> Path:
+    """The weights of a run; where there are none, the error says which runs are near."""
+    from vaezoo.checkpoint import WEIGHTS, weights_file
+    from vaezoo.errors import CheckpointError
+
+    path = weights_file(run)
+    if not path.exists():
+        folders = dict.fromkeys((Path(run), Path(run).parent, Path("runs")))
+        runs = sorted({str(file.parent) for folder in folders for file in folder.glob(f"*/{WEIGHTS}")})
+        hint = (
+            f"runs near it: {', '.join(runs[:9])}"
+            if runs
+            else "vaezoo train writes one to the folder of --out"
+        )
+        raise CheckpointError(f"no checkpoint at {path}; {hint}")
+    return path
+
+
 def load_run(args: argparse.Namespace, prior: str | None = None) -> tuple[Autoencoder, ImageData]:
     """The model of a run, or with one of its priors, and its data: those it was trained on, or of --data."""
-    from vaezoo.checkpoint import load, read_header, weights_file
+    from vaezoo.checkpoint import load, read_header
     from vaezoo.trainer import check_shape, resolve_device
 
     options = parse_options(args.options)
     data_options = below(options, "data")
     if options:
         raise VaezooError(f"'{next(iter(options))}' is not an option here: only data.key=value are")
-    path = weights_file(args.run)
+    path = run_file(args.run)
     model = load(path, resolve_device(args.device), prior=prior)
     if args.data is not None:
         data = load_images(args.data, data_options, args.device, args.binarize)
@@ -170,6 +203,8 @@ def command_info(args: argparse.Namespace) -> None:
         )
     )
     print(f"\nTrained weights: {', '.join(about['pretrained']) or 'none'}")
+    for data in about["pretrained"][:1]:
+        print(f'vaezoo.create("{args.name}", pretrained="{data}"); on the command line, train --init {data}')
     for data, recipe in about["recipes"].items():
         print(f"\nRecipe on {'any data' if data == '*' else data}: {recipe}")
 
@@ -186,7 +221,8 @@ def command_train(args: argparse.Namespace) -> None:
         return resume_training(args)
     if args.model is None or args.data is None:
         raise VaezooError(
-            "train needs a model and --data, or --resume RUN: vaezoo train vae --data fashion_mnist"
+            "train needs a model and --data, or --resume RUN: "
+            f"vaezoo train {args.model or 'vae'} --data digits"
         )
     options = parse_options(args.options)
     data_options = below(options, "data")
@@ -289,6 +325,8 @@ def report_run(run: Any, out: Path, needs_prior: str | None) -> None:
     )
     if needs_prior:
         print(f"To sample from it, fit its prior: vaezoo fit-prior {out}")
+    else:
+        print(f"Look at it: vaezoo sample {out}; measure it: vaezoo evaluate {out}")
 
 
 def command_fit_prior(args: argparse.Namespace) -> None:
@@ -348,13 +386,13 @@ def picture(name: str, draw: Callable[[argparse.Namespace], Any]) -> Callable[[a
 
 
 def draw_samples(args: argparse.Namespace) -> Any:
-    from vaezoo.checkpoint import load, weights_file
+    from vaezoo.checkpoint import load
     from vaezoo.plots import samples
     from vaezoo.trainer import resolve_device
 
     given = {name: getattr(args, name) for name in ("labels", "temperature", "guidance", "top_k", "top_p")}
     options = {name: value for name, value in given.items() if value is not None}
-    model = load(weights_file(args.run), resolve_device(args.device), prior=args.prior)
+    model = load(run_file(args.run), resolve_device(args.device), prior=args.prior)
     return samples(model, args.n, args.seed, **options)
 
 
@@ -380,12 +418,13 @@ def first_images(data: ImageData, n: int, seed: int) -> Any:
 
 
 def command_export(args: argparse.Namespace) -> None:
-    from vaezoo.checkpoint import load, weights_file
+    from vaezoo.checkpoint import load
     from vaezoo.exporting import export
     from vaezoo.trainer import resolve_device
 
-    model = load(weights_file(args.run), resolve_device(args.device))
-    for file in export(model, args.out or weights_file(args.run).parent, args.format).values():
+    path = run_file(args.run)
+    model = load(path, resolve_device(args.device))
+    for file in export(model, args.out or path.parent, args.format).values():
         print(file)
 
 
@@ -475,8 +514,27 @@ def seed_list(text: str) -> list[int]:
     return [at_least(0)(part) for part in text.split(",")]
 
 
+def completed(action: argparse.Action, names: Callable[[], Iterable[str]], files: bool = False) -> None:
+    """Say what argcomplete offers for a word: names, or files where none of the names begins like it."""
+
+    def completer(prefix: str, **_: Any) -> Iterable[str]:
+        from argcomplete import FilesCompleter
+
+        found = [name for name in names() if name.startswith(prefix)]
+        return found if found or not files else FilesCompleter()(prefix)
+
+    action.completer = completer  # type: ignore[attr-defined]
+
+
+def fitted_priors(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What argcomplete offers for --prior after a run: the priors that it holds."""
+    run = Path(parsed_args.run)
+    return [path.stem for path in ((run if run.is_dir() else run.parent) / "priors").glob("*.safetensors")]
+
+
 def make_parser() -> Parser:
     from vaezoo import __version__
+    from vaezoo.registry import DATASETS, MODELS, PRIORS
 
     parser = Parser(prog="vaezoo", description="A model zoo of variational autoencoders.")
     parser.add_argument("--version", action="version", version=f"vaezoo {__version__}")
@@ -488,12 +546,19 @@ def make_parser() -> Parser:
         return command
 
     def add_device(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one")
+        device = command.add_argument(
+            "--device", help="cpu, cuda, cuda:1, ...; default: the GPU if there is one"
+        )
+        completed(device, lambda: ("cpu", "cuda"))
 
     def add_data(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--data", help="name of a data set, or a path to images")
+        data = command.add_argument("--data", help="name of a data set, or a path to images")
+        completed(data, DATASETS.names, files=True)
         command.add_argument("--binarize", choices=("none", "static", "dynamic"), help="Bernoulli pixels")
         add_device(command)
+
+    def add_options(command: argparse.ArgumentParser, text: str) -> None:
+        completed(command.add_argument("options", nargs="*", help=text), tuple)  # no names, and no files
 
     def add_training(command: argparse.ArgumentParser) -> None:
         command.add_argument("--epochs", type=at_least(1), help="passes over the training images")
@@ -502,20 +567,25 @@ def make_parser() -> Parser:
         command.add_argument("--seed", type=at_least(0), help="seed of the data's order and of all noise")
 
     def add_prior(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
+        prior = command.add_argument(
             "--prior", metavar="NAME", help="one of the run's priors; default: the one that was fitted last"
         )
+        prior.completer = fitted_priors  # type: ignore[attr-defined]
 
     command = add("list", command_list, "List the models, plug-ins included.")
-    command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+    pattern = command.add_argument("pattern", nargs="?", default="*", help="such as '*vq*'")
+    completed(pattern, MODELS.names)
     command.add_argument("--pretrained", action="store_true", help="list the trained weights")
 
     command = add("info", command_info, "Describe a model, or print the header of a run.")
-    command.add_argument("name", help="name of a model, or path of a run (./vae is a path, vae a model)")
+    model = command.add_argument(
+        "name", help="name of a model, or path of a run (./vae is a path, vae a model)"
+    )
+    completed(model, MODELS.names, files=True)
 
     command = add("train", command_train, "Train a model.")
-    command.add_argument("model", nargs="?", help="name of a model")
-    command.add_argument("options", nargs="*", help=OPTIONS_HELP)
+    completed(command.add_argument("model", nargs="?", help="name of a model"), MODELS.names)
+    add_options(command, OPTIONS_HELP)
     add_data(command)
     add_training(command)
     command.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
@@ -536,15 +606,16 @@ def make_parser() -> Parser:
 
     command = add("fit-prior", command_fit_prior, "Fit a prior to a trained model's latents.")
     command.add_argument("run", help="run folder")
-    command.add_argument("options", nargs="*", help="key=value options of the prior and of its training")
-    command.add_argument("--prior", help="name of the prior; default: the model's own")
+    add_options(command, "key=value options of the prior and of its training")
+    prior = command.add_argument("--prior", help="name of the prior; default: the model's own")
+    completed(prior, PRIORS.names)
     command.add_argument("--resume", action="store_true", help="go on with an interrupted fit")
     add_data(command)
     add_training(command)
 
     command = add("evaluate", command_evaluate, "Measure a trained model.")
     command.add_argument("run", help="run folder or .safetensors file")
-    command.add_argument("options", nargs="*", help="data.key=value options of the data")
+    add_options(command, "data.key=value options of the data")
     command.add_argument("--split", choices=("train", "validation", "test"), default="test")
     command.add_argument("-n", type=at_least(1), default=10_000, help="images to measure on")
     command.add_argument(
@@ -554,12 +625,13 @@ def make_parser() -> Parser:
     command.add_argument(
         "--annealing", type=at_least(0), default=0, help="images for annealed importance sampling (slow)"
     )
-    command.add_argument(
+    features = command.add_argument(
         "--features",
         default="auto",
         help="what images are compared in: mnist, fashion_mnist, sprites, pixels, inception, dinov2; "
         "default: the first three for their data, else pixels",
     )
+    completed(features, lambda: COMPLETED_FEATURES)
     command.add_argument(
         "--protocol",
         choices=("quick", "locatello2019"),
@@ -605,7 +677,7 @@ def make_parser() -> Parser:
         command = add(name, draw, text)
         command.set_defaults(prior=None)  # neither depends on it
         command.add_argument("run", help="run folder or .safetensors file")
-        command.add_argument("options", nargs="*", help="data.key=value options of the data")
+        add_options(command, "data.key=value options of the data")
         command.add_argument("--rows", type=at_least(1), default=10, help="rows of the grid")
         command.add_argument("--steps", type=at_least(2), default=11, help="images in a row")
         command.add_argument("--seed", type=at_least(0), default=0, help="seed of the choice of images")
@@ -633,19 +705,21 @@ def make_parser() -> Parser:
         "Train and evaluate several models, or take finished runs, and print one table.",
     )
     command.set_defaults(options=[])
-    command.add_argument(
+    models = command.add_argument(
         "models",
         nargs="+",
         metavar="model",
         help="names of models, then key=value options; or folders of evaluated runs",
     )
+    completed(models, MODELS.names, files=True)
     command.add_argument(
         "--epochs", type=at_least(1), help="passes over the training images, for every model"
     )
     command.add_argument("--seeds", type=seed_list, help="of training and evaluation: 0,1,2 (default: 0)")
-    command.add_argument(
+    baseline = command.add_argument(
         "--baseline", help="what to compare the others with; default: the best, metric by metric"
     )
+    completed(baseline, MODELS.names, files=True)
     command.add_argument("--out", default="runs/compare", help="folder for runs, report and pictures")
     add_data(command)
     return parser
@@ -654,10 +728,16 @@ def make_parser() -> Parser:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with the words that follow a flag, which argparse leaves over."""
     parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may stand at the cursor
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)  # answers and exits
     args, words = parser.parse_known_args(arguments)
     flags = [word for word in words if word.startswith("-")]
     if flags or (words and not hasattr(args, "options")):
-        parser.error(f"{args.command} does not know {' '.join(flags or words)}")
+        models = args.command in ("train", "compare")
+        hint = "; options of models are written key=value, such as beta=4" if models else ""
+        parser.error(f"{args.command} does not know {' '.join(flags or words)}{hint}", args.command)
     if args.command == "compare":
         words = args.models + words
         args.models = [word for word in words if "=" not in word]

@@ -1,6 +1,6 @@
 """Names for things: a table from name to class, imported only when the thing is made.
 
-Importing this module imports neither torch nor any model.
+Importing this module imports neither torch nor any model, so the command line completes names at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from vaezoo.errors import VaezooError, unknown
 
 if TYPE_CHECKING:
     from vaezoo.autoencoder import Autoencoder
+    from vaezoo.data import ImageData
+    from vaezoo.priors import Prior
 
 T = TypeVar("T")
 
@@ -158,6 +160,44 @@ MODELS: Registry[type[Autoencoder]] = Registry(
     group="vaezoo.models",
     fault=_not_a_model,
     how="vaezoo.register",
+)
+
+#: Functions that make an `ImageData` on the CPU. Their parameters are the options of the data set, checked
+#: against their type hints, except `root` and `seed`, which `load_data` passes to those that take them.
+DATASETS: Registry[Callable[..., ImageData]] = Registry(
+    "data set",
+    {
+        "sprites": "vaezoo.data.sprites:sprites",
+        "mnist": "vaezoo.data.standard:mnist",
+        "fashion_mnist": "vaezoo.data.standard:fashion_mnist",
+        "cifar10": "vaezoo.data.standard:cifar10",
+        "svhn": "vaezoo.data.standard:svhn",
+        "celeba": "vaezoo.data.standard:celeba",
+        "digits": "vaezoo.data.standard:digits",
+        "dsprites": "vaezoo.data.published:dsprites",
+        "shapes3d": "vaezoo.data.published:shapes3d",
+        "mpi3d": "vaezoo.data.published:mpi3d",
+        "cars3d": "vaezoo.data.published:cars3d",
+        "smallnorb": "vaezoo.data.published:smallnorb",
+        "image_folder": "vaezoo.data.folder:image_folder",
+        "webdataset": "vaezoo.data.shards:webdataset",
+        "image_file": "vaezoo.data.files:image_file",
+    },
+)
+
+PRIORS: Registry[type[Prior]] = Registry(
+    "prior",
+    {
+        "standard_normal": "vaezoo.priors.standard_normal:StandardNormal",
+        "gaussian_mixture": "vaezoo.priors.gaussian_mixture:GaussianMixture",
+        "flow": "vaezoo.priors.flow:FlowPrior",
+        "two_stage": "vaezoo.priors.two_stage:TwoStagePrior",
+        "vamp": "vaezoo.priors.vamp:VampPrior",
+        "pixelcnn": "vaezoo.priors.pixelcnn:PixelCNNPrior",
+        "pixelsnail": "vaezoo.priors.pixelsnail:PixelSNAILPrior",
+        "transformer": "vaezoo.priors.transformer:TransformerPrior",
+    },
+    how="vaezoo.priors.PRIORS.register",
 )
 
 

@@ -423,7 +423,7 @@ def open_folder(out: str | Path | None, resume: bool, replace: bool = False) -> 
     folder = Path(out)
     if not resume and not replace and (folder / STATE).exists():
         raise VaezooError(
-            f"{folder} already holds a run; go on with resume=True (on the command line: --resume), "
+            f"{folder} already holds a run; go on with resume=True (on the command line: --resume {folder}), "
             "or choose another folder"
         )
     if rank() > 0:

@@ -21,7 +21,7 @@ from vaezoo.config import BaseConfig
 from vaezoo.data.loader import Loader
 from vaezoo.data.splits import Binarize, Factor, ImageData, ResidentSplit, Split, assemble, carve
 from vaezoo.errors import DataError, unknown
-from vaezoo.registry import Registry
+from vaezoo.registry import DATASETS
 
 __all__ = [
     "DATASETS",
@@ -35,29 +35,6 @@ __all__ = [
     "data_root",
     "load_data",
 ]
-
-#: Functions that make an `ImageData` on the CPU. Their parameters are the options of the data set, checked
-#: against their type hints, except `root` and `seed`, which `load_data` passes to those that take them.
-DATASETS: Registry[Callable[..., ImageData]] = Registry(
-    "data set",
-    {
-        "sprites": "vaezoo.data.sprites:sprites",
-        "mnist": "vaezoo.data.standard:mnist",
-        "fashion_mnist": "vaezoo.data.standard:fashion_mnist",
-        "cifar10": "vaezoo.data.standard:cifar10",
-        "svhn": "vaezoo.data.standard:svhn",
-        "celeba": "vaezoo.data.standard:celeba",
-        "digits": "vaezoo.data.standard:digits",
-        "dsprites": "vaezoo.data.published:dsprites",
-        "shapes3d": "vaezoo.data.published:shapes3d",
-        "mpi3d": "vaezoo.data.published:mpi3d",
-        "cars3d": "vaezoo.data.published:cars3d",
-        "smallnorb": "vaezoo.data.published:smallnorb",
-        "image_folder": "vaezoo.data.folder:image_folder",
-        "webdataset": "vaezoo.data.shards:webdataset",
-        "image_file": "vaezoo.data.files:image_file",
-    },
-)
 
 #: Files that `image_file` reads.
 FILE_SUFFIXES = (".npz", ".h5", ".hdf5", ".pt", ".safetensors")

@@ -163,8 +163,12 @@ def _read(name: str, folder: Path, make: Callable[[], Any], download: bool) -> A
         return make()
     except Exception as error:  # damaged files make torchvision's readers fail in any way
         cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = cause.partition(" You can use download")[0].strip(" .:")  # what is possible, we say below
         if download:
             advice = "remove what is there and try again, or fetch the files by hand"
         else:
-            advice = "pass download=True, or point root= or $VAEZOO_DATA to the folder that holds it"
+            advice = (
+                "to have it fetched, pass download=True (on the command line: data.download=true), "
+                "or point root= or $VAEZOO_DATA to the folder that holds it"
+            )
         raise DataError(f"{name} could not be read at {folder} ({cause}); {advice}") from error
