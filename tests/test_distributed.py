@@ -333,6 +333,17 @@ def test_validation_batches_are_divided_without_loss():
     assert first[-1].tolist() == [32.0]
 
 
+def test_whether_there_are_other_processes_is_asked_anew_each_time(monkeypatch):
+    """Trap 5: an answer that is kept from before the group started leaves every codebook to its process."""
+    assert (distributed.processes(), distributed.rank()) == (1, 0)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    assert (distributed.processes(), distributed.rank()) == (3, 2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    assert (distributed.processes(), distributed.rank()) == (1, 0)
+
+
 def test_noise_of_images_is_cut_from_that_of_the_batch(monkeypatch):
     """Whatever the axis; what does not belong to images is the same on all processes."""
     monkeypatch.setattr(distributed, "processes", lambda: 3)
