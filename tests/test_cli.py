@@ -107,7 +107,7 @@ def test_list_and_info(capsys):
     assert "beta_vae" not in out
     assert run("info", "beta_vae") == 0
     out = capsys.readouterr().out
-    for part in ("Higgins", "beta", "4.0", "≥ 0", "weight of the rate", "its own"):
+    for part in ("Higgins", "beta", "4.0", "≥ 0", "weight of the rate", "its own", "--init fashion_mnist"):
         assert part in out
 
 
