@@ -28,7 +28,7 @@ def test_mnist_and_fashion_mnist_as_published(name, real_data):
     assert data.test.labels[:5].tolist() == {"mnist": [7, 2, 1, 0, 4], "fashion_mnist": [9, 2, 1, 1, 6]}[name]
     assert len(data.classes) == 10
     assert data.classes[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
-    if name == "fashion_mnist":  # REFERENCES A23: entropy of the binarisation of the test set, nats per image
+    if name == "fashion_mnist":  # entropy of the binarisation of the test set, nats per image
         p = everything(data.test).double()
         entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).sum() / len(p)
         assert abs(float(entropy) - 189.86) < 0.01

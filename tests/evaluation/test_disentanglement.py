@@ -76,7 +76,6 @@ def test_protocol_of_the_paper() -> None:
 
 
 def test_codes_that_are_the_factors_score_highest_in_every_metric() -> None:
-    """REFERENCES A.17."""
     results = measured(drawn(900).double(), encode=lambda factors: factors.double())
     assert tuple(name for name, r in results.items() if not isinstance(r, Detail)) == METRICS
     scores = values(results)
@@ -86,7 +85,7 @@ def test_codes_that_are_the_factors_score_highest_in_every_metric() -> None:
 
 
 def test_sap_of_factors_that_a_threshold_tells_apart() -> None:
-    """REFERENCES A.17. With two values the best code is always right and the others half of the time: 0.5.
+    """With two values the best code is always right and the others half of the time: 0.5.
     With continuous factors it is a difference of squared correlations, and only there can it be .9."""
     bits = drawn(3000, (2, 2, 2)).double()
     train, test = bits[:2000].numpy(), bits[2000:].numpy()
@@ -104,7 +103,7 @@ def test_sap_of_factors_that_a_threshold_tells_apart() -> None:
 
 
 def test_a_second_copy_of_each_code() -> None:
-    """REFERENCES A.17: no gaps are left; each code still is of one factor, but no factor of one code."""
+    """No gaps are left; each code still is of one factor, but no factor of one code."""
     once = drawn(900).double()
     both = values(measured(torch.cat([once, once], 1), encode=lambda factors: factors.double().repeat(1, 2)))
     assert both["mig"] <= 0.1
@@ -121,7 +120,7 @@ def test_a_second_copy_of_each_code() -> None:
 
 
 def test_noise_scores_what_it_scores_of_shuffled_factors() -> None:
-    """REFERENCES A.17: independent noise is inside a permutation null."""
+    """Independent noise is inside a permutation null."""
     factors, codes = drawn(900), noise(900, 3)
     ours = values(measured(codes, factors, protocol=TINY))
     generator = torch.Generator().manual_seed(3)
@@ -135,7 +134,6 @@ def test_noise_scores_what_it_scores_of_shuffled_factors() -> None:
 
 
 def test_a_rotation_by_45_degrees_leaves_linear_information() -> None:
-    """REFERENCES A.17."""
     kinds = (Factor("a", 10, "ordinal"), Factor("b", 10, "ordinal"))
     factors = drawn(1800, (10, 10))
     rotation = torch.tensor([[1.0, -1], [1, 1]], dtype=torch.float64) / math.sqrt(2)
@@ -184,7 +182,7 @@ def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state() -> N
 
 
 def test_dimensions_that_hardly_vary_are_pruned() -> None:
-    """REFERENCES D.10: a dimension that no image moves, but for rounding, would win every vote."""
+    """A dimension that no image moves, but for rounding, would win every vote."""
 
     def encode(factors: Tensor) -> Tensor:
         still = 1e-3 * (factors.double().sum(1, keepdim=True) % 2)
@@ -201,7 +199,6 @@ def test_dimensions_that_hardly_vary_are_pruned() -> None:
 
 
 def test_a_constant_code_breaks_no_ratio() -> None:
-    """REFERENCES D.10."""
 
     def encode(factors: Tensor) -> Tensor:
         return torch.cat([factors.double(), torch.full((len(factors), 1), 0.1, dtype=torch.float64)], 1)
@@ -226,7 +223,6 @@ def test_a_constant_code_breaks_no_ratio() -> None:
 
 
 def test_a_constant_factor_is_left_out_and_named() -> None:
-    """REFERENCES D.10."""
     factors = drawn(900)
     factors[:, 1] = 4
     results = measured(factors.double(), factors)

@@ -69,7 +69,7 @@ def test_distance_with_its_variance_is_the_distance() -> None:
 
 
 def test_frechet_distance_is_biased_by_the_number_of_samples_and_the_extrapolation_is_not() -> None:
-    """REFERENCES A.18: exact 2.08 at d = 16 reads 2.43, 2.19 and 2.11 at n = 500, 2000 and 8000."""
+    """Exact 2.08 at d = 16 reads 2.43, 2.19 and 2.11 at n = 500, 2000 and 8000."""
     draws = torch.Generator().manual_seed(0)
     for n, expected in ((500, 2.43), (2000, 2.19), (8000, 2.11)):
         plain, extrapolated = [], []

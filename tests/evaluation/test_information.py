@@ -108,7 +108,7 @@ def test_surprisal_by_hand() -> None:
 
 
 def test_scores_at_the_factors_at_copies_and_at_equal_shares_by_hand() -> None:
-    """REFERENCES A.17, for InfoM and InfoC."""
+    """InfoM and InfoC."""
     entropies = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     identity = torch.diag(entropies)
     copies = torch.cat([identity, identity])

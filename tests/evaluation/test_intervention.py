@@ -74,7 +74,6 @@ def test_irs_is_its_definition() -> None:
 
 
 def test_irs_of_the_factors_of_copies_and_of_constants() -> None:
-    """REFERENCES A.17 and D.10."""
     factors = drawn(2000)
     codes = factors.double()
     assert irs(codes, factors) == pytest.approx(1, abs=1e-12)

@@ -42,7 +42,7 @@ def test_kernel_distance_is_the_unbiased_statistic_over_all_pairs(monkeypatch: p
 
 @pytest.mark.parametrize(("n", "m", "scale"), [(200, 200, 1.0), (150, 300, 1.3)])
 def test_kernel_distance_of_gaussians_and_its_standard_error(n: int, m: int, scale: float) -> None:
-    """REFERENCES A.19: N(0, I) against N(0, s^2 I) is 3 (1 - s^2)^2 / d."""
+    """N(0, I) against N(0, s^2 I) is 3 (1 - s^2)^2 / d."""
     values, variances = repeated(n, m, 16, scale)
     expected = 3 * (1 - scale**2) ** 2 / 16
     assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(len(values))

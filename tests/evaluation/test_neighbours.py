@@ -73,7 +73,7 @@ def test_distances_of_equal_rows_are_zero_and_others_exact() -> None:
 
 
 def test_density_and_coverage_of_one_distribution() -> None:
-    """REFERENCES A.20: density 1, coverage 1 - prod_{i=1..k} (N - i) / (N + M - i)."""
+    """Density 1, coverage 1 - prod_{i=1..k} (N - i) / (N + M - i)."""
     n, m, k = 300, 200, 5
     runs = torch.tensor([means(normal(n, 8, s), normal(m, 8, 500 + s), k)[2:] for s in range(40)])
     expected = 1 - math.prod((n - i) / (n + m - i) for i in range(1, k + 1))

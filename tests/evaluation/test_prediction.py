@@ -28,7 +28,6 @@ def standard_error(points: np.ndarray) -> float:
 
 
 def test_dci_of_known_importances() -> None:
-    """REFERENCES A.17."""
     copies = np.concatenate([np.eye(5), np.eye(5)])
     assert dci_disentanglement(copies) == pytest.approx(1, abs=1e-8)
     assert dci_completeness(copies) == pytest.approx(1 - math.log(2) / math.log(10), abs=1e-8)

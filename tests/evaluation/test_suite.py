@@ -206,7 +206,7 @@ def test_disentanglement_on_images_that_cannot_be_rendered(monkeypatch: pytest.M
 
 
 def test_fashion_mnist_costs_what_its_pixels_say() -> None:
-    """REFERENCES A.23: a Bernoulli of each pixel's mean gives 385.02 nats; no model of binarised images gives
+    """A Bernoulli of each pixel's mean gives 385.02 nats; no model of binarised images gives
     less than 189.86, what a decoder that knew the grey levels would give."""
     root = os.environ.get("VAEZOO_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
     try:

@@ -67,7 +67,7 @@ ALIGNED = [
 
 @pytest.mark.parametrize("similarity", ["lasso", "spearman"])
 def test_models_that_differ_in_order_sign_and_scale_agree(pixels: ImageData, similarity: Any) -> None:
-    """REFERENCES A.17: aligned codes about 1, rotated ones far below."""
+    """Aligned codes about 1, rotated ones far below."""
     aligned = unsupervised_disentanglement_ranking(
         [Linear(matrix) for matrix in ALIGNED], pixels, split="train", similarity=similarity
     )
@@ -105,7 +105,7 @@ def test_scores_are_medians_of_pairs_and_dimensions_of_the_prior_are_left_out(pi
 
 
 def test_a_collapsed_model_agrees_with_none(pixels: ImageData) -> None:
-    """REFERENCES D.10: a model whose every dimension is that of the prior, or constant."""
+    """A model whose every dimension is that of the prior, or constant."""
     models = [Linear(torch.zeros(3, 3)), Linear(ALIGNED[0]), Linear(ALIGNED[1])]
     for similarity in ("lasso", "spearman"):
         ranking = unsupervised_disentanglement_ranking(models, pixels, split="train", similarity=similarity)

@@ -121,7 +121,6 @@ def test_independent_dimensions_have_none_and_scale_does_not_matter() -> None:
 
 
 def test_constant_dimensions_are_independent_of_all() -> None:
-    """REFERENCES D.10."""
     codes = noise(1000, 3) @ noise(3, 3, seed=2)
     results = measure_unsupervised(codes, "")
     more = measure_unsupervised(torch.cat([codes, torch.full((1000, 2), 0.1)], 1), "")
