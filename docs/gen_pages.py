@@ -488,7 +488,7 @@ def reproduced(name: str) -> list[tuple[str, str, str, bool]]:
                 target = (
                     f"{best['active_units']} eigenvalues above it; {best['train']:.2f} / {best['test']:.2f}"
                 )
-                what = f"variance fixed at {run['variance']:.2f}; ELBO train / test, nats"
+                what = f"{key} ({run['epochs']} epochs): active latents; ELBO train / test, nats"
                 found = f"{units}; {elbo['train']:.2f} / {elbo['test']:.2f}"
             rows.append((what, target, found, run["matched"]))
     elif name == "pca":
