@@ -498,7 +498,7 @@ def reproduced_ppca(measured: dict[str, Any]) -> list[Reproduced]:
             found = f"{elbo['train']:.2f} / {elbo['test']:.2f}; train misses: {missing}; {units}"
         else:
             target = f"{best['active_units']} eigenvalues above it; {best['train']:.2f} / {best['test']:.2f}"
-            what = f"variance fixed at {run['variance']:.2f}; ELBO train / test, nats"
+            what = f"{key} ({run['epochs']} epochs): active latents; ELBO train / test, nats"
             found = f"{units}; {elbo['train']:.2f} / {elbo['test']:.2f}"
         rows.append((what, target, found, run["matched"]))
     return rows

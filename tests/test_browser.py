@@ -176,6 +176,8 @@ class View:
         )
         # Before anything leaves this machine.
         self.context.route(lambda url: not url.startswith((address, "data:", "blob:")), self.elsewhere)
+        # Beside every page of another language the theme looks for a map of its site, and does without.
+        self.context.route("**/sitemap.xml", lambda route: route.fulfill(body="<urlset/>"))
         self.context.set_default_timeout(180_000)  # milliseconds: on a busy machine a page may take its time
         self.page = self.context.new_page()
         self.page.on("console", self.message)
