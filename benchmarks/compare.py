@@ -99,12 +99,13 @@ def studies() -> Iterator[Cell]:
                 yield Cell("variants", data, model, seed, options, prior)
         for beta in BETAS:
             yield Cell("beta", "fashion_mnist", "beta_vae", seed, {"beta": beta}, None, f"beta_vae-{beta}")
-        for data in ("mnist", "fashion_mnist"):
+        for model, data, prior in (
+            ("vae", "fashion_mnist", None),
+            ("ae", "fashion_mnist", {}),
+            ("vae", "mnist", None),
+        ):
             for dim in LATENT_DIMS:
-                for model, prior in (("ae", {}), ("vae", None)):
-                    yield Cell(
-                        "latent_dim", data, model, seed, {"latent_dim": dim}, prior, f"{model}-{dim:03}"
-                    )
+                yield Cell("latent_dim", data, model, seed, {"latent_dim": dim}, prior, f"{model}-{dim:03}")
         for codes in CODEBOOKS:
             options = CODES | {"codes": codes}
             yield Cell("codebook", "fashion_mnist", "vq_vae", seed, options, None, f"vq_vae-{codes:04}")

@@ -244,16 +244,18 @@ def rate_distortion_table() -> str:
     return f"{figure(drawn, label, 'beta')}\n\n{table}"
 
 
+OF_LATENT_DIM = (("vae", "mnist"), ("vae", "fashion_mnist"), ("ae", "fashion_mnist"))
+
+
 def latent_dim_table() -> str:
-    """`latent_dim` against quality, with one picture of both data sets."""
+    """`latent_dim` against quality, with one picture of all."""
     parts = [figure(latent_dim_figure(), "Samples and reconstructions by the number of latents.", "latents")]
     metrics = {m: COLUMNS[m] for m in ("reconstruction/mse", "sampling/frechet_{}")}
     likelihood = {m: COLUMNS[m] for m in ("likelihood/rate", "likelihood/log_likelihood")}
-    for data in ("mnist", "fashion_mnist"):
-        for model in ("vae", "ae"):
-            more = likelihood | {"latents/active_units": "active units"} if model == "vae" else {}
-            table = option_table("latent_dim", data, "latent_dim", metrics | more, model)
-            parts.append(f"`{model}` on {code(data)}:\n\n{table}")
+    for model, data in OF_LATENT_DIM:
+        more = likelihood | {"latents/active_units": "active units"} if model == "vae" else {}
+        table = option_table("latent_dim", data, "latent_dim", metrics | more, model)
+        parts.append(f"`{model}` on {code(data)}:\n\n{table}")
     return "\n\n".join(parts)
 
 
@@ -262,29 +264,25 @@ def latent_dim_figure() -> Figure:
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         for axes, (metric, title) in zip(drawn.subplots(1, 2), panels.items()):
-            looks = zip(COLOURS, MARKERS)
-            for data in ("mnist", "fashion_mnist"):
-                every = reports("latent_dim", data)
-                for model in ("vae", "ae"):
-                    colour, marker = next(looks)
-                    points = sorted(
-                        (int(label.partition("-")[2]), Sample.of([r[metric.format(data)] for r in group]))
-                        for label, group in every.items()
-                        if label.startswith(f"{model}-")
-                    )
-                    axes.errorbar(
-                        [dim for dim, _ in points],
-                        [sample.mean for _, sample in points],
-                        [sample.spread or 0 for _, sample in points],
-                        color=colour,
-                        marker=marker,
-                        markersize=4,
-                        capsize=2,
-                        linewidth=1,
-                        label=f"{model}, {data}",
-                    )
+            for (model, data), colour, marker in zip(OF_LATENT_DIM, COLOURS, MARKERS):
+                points = sorted(
+                    (int(label.partition("-")[2]), Sample.of([r[metric.format(data)] for r in group]))
+                    for label, group in reports("latent_dim", data).items()
+                    if label.startswith(f"{model}-")
+                )
+                dims = [dim for dim, _ in points]
+                axes.errorbar(
+                    dims,
+                    [sample.mean for _, sample in points],
+                    [sample.spread or 0 for _, sample in points],
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    capsize=2,
+                    linewidth=1,
+                    label=f"{model}, {data}",
+                )
             axes.set(xscale="log", yscale="log", xlabel="latent_dim", title=title)
-            dims = sorted({int(label.partition("-")[2]) for label in reports("latent_dim", "mnist")})
             axes.set_xticks(dims, map(str, dims))
             axes.minorticks_off()
         drawn.axes[0].legend(fontsize=7, frameon=False)
