@@ -474,7 +474,7 @@ def weights_page(entry: Weights) -> str:
 def reproduced(name: str) -> list[tuple[str, str, str, bool]]:
     """Quantity, target, what was found and whether that matches, of a result that answers a claim."""
     measured = result(name)
-    rows = []
+    rows: list[tuple[str, str, str, bool]] = []
     if name == "ppca":
         for key, run in measured["runs"].items():
             best, elbo, parts = run["optimum"], run["elbo"], run["missing_parts"]
@@ -504,7 +504,8 @@ def reproduced(name: str) -> list[tuple[str, str, str, bool]]:
             ("standard_normal", longest["epochs"], longest["nll"], longest["matched"]),
             ("standard_normal - vamp", equal, measured["standard_normal - vamp"][equal], None),
         ):
-            found = f"{nll['value']:.2f} ± {nll['se']:.2f} ({epochs} epochs)"
+            ended = measured["runs"]["standard_normal"][str(epochs)]["ended"]
+            found = f"{nll['value']:.2f} ± {nll['se']:.2f} ({epochs} epochs: {ended})"
             target = "{published:.2f} ({accepted[0]} to {accepted[1]})".format(**measured["targets"][what])
             matched = nll["matched"] if matched is None else matched
             rows.append((f"−log p(x), nats, {what}", target, found, matched))
