@@ -46,7 +46,8 @@ FIXED = 32  # latents of the run with a fixed standard deviation
 VALIDATION = 5000
 PROTOCOL = (
     "trained on all 60,000 training images; the kept weights have the best loss on some of them; optimum "
-    "from the eigenvalues of their covariance, mean ELBO over all images of a split in closed form, both in float64"
+    "from the eigenvalues of their covariance, mean ELBO over all images of a split in closed form, both "
+    "in float64"
 )
 K, IMAGES = 100, 1000  # importance samples, and test images that they are for
 TRAINING: dict[str, Any] = {
