@@ -108,7 +108,8 @@ def test_a_linear_vae_and_the_maximum_likelihood_of_ppca():
             assert run["latents"] == best["active_units"] == int(name)
             for split, published in result["targets"][name].items():
                 assert best[split] == pytest.approx(published, abs=0.01)
-    assert result["runs"]["16"]["matched"]
+    assert result["matched"] == all(result["runs"][name]["matched"] for name in result["targets"])
+    assert result["matched"]
 
 
 def test_a_linear_autoencoder_and_pca():
@@ -122,6 +123,7 @@ def test_a_linear_autoencoder_and_pca():
         assert abs(linear / pca - 1) < result["tolerance"]
         assert nonlinear < min(linear, pca)
         assert run["matched"]
+    assert result["matched"]
 
 
 def test_the_list_of_published_numbers_gives_a_result_or_a_reason():
