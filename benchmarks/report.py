@@ -520,7 +520,8 @@ def reproduced_exemplar_fashion(measured: dict[str, Any]) -> list[Reproduced]:
         ("standard_normal", longest["epochs"], longest["nll"], longest["matched"]),
         ("standard_normal - vamp", equal, measured["standard_normal - vamp"][equal], None),
     ):
-        found = f"{nll['value']:.2f} ± {nll['se']:.2f} ({epochs} epochs)"
+        ended = measured["runs"]["standard_normal"][str(epochs)]["ended"]
+        found = f"{nll['value']:.2f} ± {nll['se']:.2f} ({epochs} epochs: {ended})"
         target = "{published:.2f} ({accepted[0]} to {accepted[1]})".format(**measured["targets"][what])
         matched = nll["matched"] if matched is None else matched
         rows.append((f"−log p(x), nats, {what}", target, found, matched))
