@@ -86,7 +86,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 BETAS = (0.1, 0.3, 1, 2, 4, 8, 16)
 LATENT_DIMS = (2, 10, 20, 50, 100)
-CODEBOOKS = (4, 16, 64, 256, 1024)
+CODEBOOKS = (16, 64, 256, 1024)
 
 
 def studies() -> Iterator[Cell]:

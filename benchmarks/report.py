@@ -149,7 +149,14 @@ def cost() -> str:
         row.append(median([images_per_second(one) for one in runs], ",.0f"))
         fitted = [one["prior_training"]["processor_seconds"] for one in runs if "prior_training" in one]
         rows.append([*row, median(fitted, ",.0f")])
-    header = ("parameters", "steps", "seconds", "of a core", "images/s of a core", "its prior, of a core")
+    header = (
+        "parameters",
+        "steps",
+        "seconds",
+        "of a core",
+        "images/s of a core",
+        "s of a core for its prior",
+    )
     return sortable(markdown_table(("model", *header), rows))
 
 
