@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -176,8 +177,8 @@ def span(values: Sequence[int], style: str) -> str:
 
 
 def median(values: Sequence[float | None], style: str) -> str:
-    known = sorted(value for value in values if value is not None)
-    return format(known[len(known) // 2], style) if known else ""
+    known = [value for value in values if value is not None]
+    return format(statistics.median(known), style) if known else ""
 
 
 def model_results(name: str) -> str:
@@ -204,11 +205,10 @@ def budget() -> str:
         ("for the bound on log p(x)", f"{header['samples']} samples for {header['likelihood_n']} images"),
         ("torch", f"{header['versions']['torch']}, {first['threads']} thread"),
     ]
-    for name, ((one, *_)) in group.items():
-        rows += [(f"`{name}`", code(json.dumps(one["options"])))] if one["options"] else []
-        rows += (
-            [(f"prior of `{name}`", code(json.dumps(one["prior_options"])))] if one["prior_options"] else []
-        )
+    for name, (one, *_) in group.items():
+        for what, options in ((f"`{name}`", one["options"]), (f"prior of `{name}`", one["prior_options"])):
+            if options:
+                rows.append((what, code(json.dumps(options))))
     return markdown_table(("of all, or of one", ""), rows)
 
 
