@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from ppca import train
 from torch import Tensor
 
 import vaezoo
-from vaezoo.checkpoint import write_text
-from vaezoo.run import STATE
 
 RESULT = Path(__file__).parents[1] / "results" / "pca.json"
 TARGETS = {16: 0.02045, 32: 0.01514, 64: 0.01037}  # mean squared error of a pixel of the test images
@@ -44,21 +42,6 @@ def pca_error(train: Tensor, test: Tensor, latents: int) -> float:
     kept = axes[:, -latents:]
     centred = test - mean
     return (centred - centred @ kept @ kept.T).square().mean().item()
-
-
-def train(model: Any, data: Any, folder: Path, **options: Any) -> dict[str, float]:
-    """Train to the end, from where an earlier process came to. Seconds of all processes together."""
-    path = folder / "seconds.json"
-    spent = json.loads(path.read_text()) if path.exists() else {"wall": 0.0, "cpu": 0.0}
-    began = {"wall": time.monotonic(), "cpu": time.process_time()}
-    resume = (folder / STATE).exists()
-    try:
-        vaezoo.train(model, data, out=folder, resume=resume, device="cpu", **options)
-    finally:
-        now = {"wall": time.monotonic(), "cpu": time.process_time()}
-        spent = {name: round(spent[name] + now[name] - began[name], 1) for name in spent}
-        write_text(path, json.dumps(spent) + "\n")
-    return spent
 
 
 def main() -> None:

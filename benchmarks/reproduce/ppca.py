@@ -139,7 +139,7 @@ def train(model: Any, data: ImageData, folder: Path, **options: Any) -> dict[str
     began = {"wall": time.monotonic(), "cpu": time.process_time()}
     resume = (folder / STATE).exists()
     try:
-        vaezoo.train(model, data, out=folder, resume=resume, device="cpu", **{**TRAINING, **options})
+        vaezoo.train(model, data, out=folder, resume=resume, device="cpu", **options)
     finally:
         now = {"wall": time.monotonic(), "cpu": time.process_time()}
         spent = {name: round(spent[name] + now[name] - began[name], 1) for name in spent}
@@ -240,7 +240,7 @@ def main() -> None:
     for latents in args.latents:
         model = make(latents, "gaussian_learned", 0.15)
         epochs = EPOCHS[latents]
-        seconds = train(model, data, args.out / f"{latents}-{epochs}", epochs=epochs)
+        seconds = train(model, data, args.out / f"{latents}-{epochs}", **TRAINING | {"epochs": epochs})
         found = run(model, moments.optimum(latents), moments, seconds)
         result["runs"][f"{latents}"] = {"latents": latents, "epochs": epochs, **found}
         write(result)
@@ -253,7 +253,7 @@ def main() -> None:
         model = make(FIXED, "gaussian", variance**0.5)
         folder = args.out / f"fixed-{args.fixed_epochs}-{args.fixed_lr}"
         name = f"fixed variance, lr {args.fixed_lr}"
-        seconds = train(model, data, folder, epochs=args.fixed_epochs, lr=args.fixed_lr)
+        seconds = train(model, data, folder, **TRAINING | {"epochs": args.fixed_epochs, "lr": args.fixed_lr})
         found = run(model, moments.optimum(FIXED, variance), moments, seconds)
         about = {"latents": FIXED, "epochs": args.fixed_epochs, "lr": args.fixed_lr}
         result["runs"][name] = {**about, **found}
